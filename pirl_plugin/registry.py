@@ -1,0 +1,142 @@
+"""Names of components: classy-vision's registries where it has one, ours where it has none.
+
+>>> build("memory_bank", {"name": "ema_memory_bank", "momentum": 0.5}, num_images=10, dim=4)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+from classy_vision.dataset import DATASET_REGISTRY
+from classy_vision.dataset.transforms import TRANSFORM_REGISTRY
+from classy_vision.heads import HEAD_REGISTRY
+from classy_vision.hooks import HOOK_REGISTRY, ClassyHook
+from classy_vision.losses import LOSS_REGISTRY
+from classy_vision.models import MODEL_REGISTRY
+from classy_vision.optim import OPTIMIZER_REGISTRY
+from classy_vision.tasks import TASK_REGISTRY
+
+from pirl_plugin.schema import ConfigError, Problem, check_arguments, did_you_mean, join
+
+_Registered = TypeVar("_Registered", bound=type)
+
+REGISTRIES: dict[str, MutableMapping[str, type]] = {
+    "task": TASK_REGISTRY,
+    "dataset": DATASET_REGISTRY,
+    "transform": TRANSFORM_REGISTRY,
+    "collator": {},
+    "model": MODEL_REGISTRY,
+    "head": HEAD_REGISTRY,
+    "loss": LOSS_REGISTRY,
+    "memory_bank": {},
+    "optimizer": OPTIMIZER_REGISTRY,
+    "hook": HOOK_REGISTRY,
+    "benchmark": {},
+}
+
+
+def _registers(kind: str) -> Callable[[str], Callable[[_Registered], _Registered]]:
+    def register(name: str) -> Callable[[_Registered], _Registered]:
+        def decorate(cls: _Registered) -> _Registered:
+            taken = REGISTRIES[kind].get(name)
+            if taken is not None:
+                raise ValueError(f"{kind} {name!r} is registered already, by {taken.__module__}.{taken.__qualname__}.")
+            REGISTRIES[kind][name] = cls
+            return cls
+
+        return decorate
+
+    register.__doc__ = f"Class decorator: makes a {kind} known under ``name``."
+    return register
+
+
+register_collator = _registers("collator")
+register_memory_bank = _registers("memory_bank")
+register_benchmark = _registers("benchmark")
+
+
+def lookup(kind: str, name: str) -> type:
+    """The class registered under ``name``.
+
+    Raises:
+        ConfigError: no such name; lists the names there are and suggests the nearest.
+    """
+    registry = REGISTRIES[kind]
+    if name not in registry:
+        available = ", ".join(sorted(ours(kind)) or sorted(registry))
+        raise ConfigError(
+            [Problem("", f"Unknown {kind} {name!r}. Available: {available}.{did_you_mean(name, registry)}")]
+        )
+    return registry[name]
+
+
+def ours(kind: str) -> dict[str, type]:
+    """Components of a kind that do not come with classy-vision itself: this package's and plugins'."""
+    return {
+        name: cls
+        for name, cls in REGISTRIES[kind].items()
+        if cls.__module__.partition(".")[0] not in ("classy_vision", "torchvision")
+    }
+
+
+def check(kind: str, config: Any, path: str = "") -> list[Problem]:
+    """Every problem of a component's configuration ``{"name": ..., **arguments}``, nested components included."""
+    if not isinstance(config, Mapping):
+        return [Problem(path, f"must be a {kind} configuration with a 'name', got {config!r}.")]
+    if "name" not in config:
+        return [Problem(join(path, "name"), f"missing; it must name a {kind}: {', '.join(sorted(ours(kind)))}.")]
+    try:
+        cls = lookup(kind, config["name"])
+    except ConfigError as error:
+        return [Problem(join(path, "name"), str(problem.message)) for problem in error.problems]
+    if not _takes_keywords(cls):
+        return []  # the host's own component with a parser of its own: it checks itself when built
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    return check_arguments(cls, arguments, path, check)
+
+
+def build(kind: str, config: Mapping[str, Any], **provided: Any) -> Any:
+    """Builds a component from ``{"name": ..., **arguments}``; ``provided`` is what the surrounding code knows.
+
+    A null in the configuration gives way to a provided value, anything else in it wins.
+
+    Raises:
+        ConfigError: unknown name or wrong arguments, all of them at once.
+    """
+    known = {key: value for key, value in config.items() if not (value is None and key in provided)}
+    problems = check(kind, {**provided, **known})
+    if problems:
+        raise ConfigError(problems)
+    cls = lookup(kind, config["name"])
+    arguments = {**provided, **known}
+    if not _takes_keywords(cls):
+        return cls.from_config(dict(arguments))  # type: ignore[attr-defined]
+    del arguments["name"]
+    return cls(**arguments)
+
+
+class Configurable:
+    """Mixin: ``from_config`` of a component whose constructor takes flat keyword arguments."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Any:
+        """Builds from ``{"name": ..., **arguments}``, as classy-vision's ``build_*`` functions call it."""
+        arguments = {key: value for key, value in config.items() if key != "name"}
+        problems = check_arguments(cls, arguments, check_component=check)
+        if problems:
+            raise ConfigError(problems)
+        return cls(**arguments)
+
+
+def summary(cls: type) -> str:
+    """First line of a component's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _takes_keywords(cls: type) -> bool:
+    from_config = getattr(cls, "from_config", None)
+    if from_config is None or issubclass(cls, Configurable):
+        return True
+    return from_config.__func__ is ClassyHook.from_config.__func__  # type: ignore[attr-defined]
