@@ -1,0 +1,103 @@
+"""What is registered, as data and as a table: the logic of ``tools/list.py``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pirl_plugin.registry import REGISTRIES, ours, summary
+from pirl_plugin.schema import PROVIDED, ConfigError, Problem, describe, did_you_mean, metadata, parameters
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One constructor parameter, which is one key of the component's configuration."""
+
+    name: str
+    type: str
+    default: str | None
+    """``None``: there is no default."""
+    provided: bool
+    """The surrounding code passes it, so that a configuration need not hold it."""
+
+    def __str__(self) -> str:
+        value = " (given by the surrounding code)" if self.provided else " (required)"
+        return f"{self.name}: {self.type}" + (value if self.default is None else f" = {self.default}")
+
+
+@dataclass(frozen=True)
+class ComponentInfo:
+    """One registered name."""
+
+    kind: str
+    name: str
+    summary: str
+    defined_in: str
+    parameters: list[ParameterInfo] = field(default_factory=list)
+
+
+def components(kinds: Iterable[str] = (), host: bool = False) -> list[ComponentInfo]:
+    """Registered components, sorted by kind (in the order of ``REGISTRIES``) and name.
+
+    Args:
+        kinds: which kinds; all of them where it is empty.
+        host: also list what comes with classy-vision itself.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    kinds = list(kinds)
+    unknown = [kind for kind in kinds if kind not in REGISTRIES]
+    if unknown:
+        message = "Unknown kind {!r}. Available: {}.{}"
+        raise ConfigError(
+            Problem("kind", message.format(kind, ", ".join(REGISTRIES), did_you_mean(kind, REGISTRIES)))
+            for kind in unknown
+        )
+    return [
+        ComponentInfo(kind, name, summary(cls), f"{cls.__module__}.{cls.__qualname__}", _parameters(cls))
+        for kind in REGISTRIES
+        if kind in kinds or not kinds
+        for name, cls in sorted((REGISTRIES[kind] if host else ours(kind)).items())
+    ]
+
+
+def as_text(infos: Iterable[ComponentInfo], with_parameters: bool = True) -> str:
+    """A plain-text table: a paragraph for each kind, a line for each name, a line for each parameter."""
+    infos = list(infos)
+    width = max((len(info.name) for info in infos), default=0)
+    lines: list[str] = []
+    kind = ""
+    for info in infos:
+        if info.kind != kind:
+            kind = info.kind
+            lines += ["", kind] if lines else [kind]
+        lines.append(f"  {info.name:{width}}  {info.summary}".rstrip())
+        if with_parameters:
+            lines += [f"      {parameter}" for parameter in info.parameters]
+    return "\n".join(lines) if lines else "Nothing is registered."
+
+
+def _parameters(cls: type) -> list[ParameterInfo]:
+    try:
+        known = parameters(cls)
+    except (NameError, TypeError, ValueError):  # a host class whose annotations cannot be resolved
+        known = {}
+    return [
+        ParameterInfo(
+            name=name,
+            type="any" if annotation is Any else describe(annotation),
+            default=None if parameter.default is inspect.Parameter.empty else _literal(parameter.default),
+            provided=bool(metadata(annotation, type(PROVIDED))),
+        )
+        for name, (annotation, parameter) in known.items()
+    ]
+
+
+def _literal(value: Any) -> str:
+    """A default as YAML would write it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,47 @@
+"""Shared by all tests: one thread, the same seed, and the places of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes would only fight for the cores
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+import pirl_plugin  # noqa: F401  (registers all components)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _same_seed_for_every_test() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The checkout, for tests that read its files or run its tools."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images beside the checkout; the test is skipped where it is not there."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("real images are not here: ../shared/data does not exist")
+    return folder
