@@ -1,0 +1,79 @@
+"""Collectives with one meaning for one process and for many: without a process group each is the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group of more than one process is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_primary() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+@torch.no_grad()
+def all_gather(tensor: Tensor) -> Tensor:
+    """Concatenates every rank's tensor along the first dimension, in rank order; without gradient.
+
+    Args:
+        tensor: ``(B, ...)``, the same shape on every rank.
+
+    Returns:
+        ``(world_size * B, ...)``.
+    """
+    if not is_distributed():
+        return tensor
+    gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    return gathered
+
+
+@torch.no_grad()
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks, a new tensor."""
+    if not is_distributed():
+        return tensor
+    reduced = tensor.clone()
+    dist.all_reduce(reduced)
+    return reduced / world_size()
+
+
+@torch.no_grad()
+def broadcast_(tensor: Tensor) -> Tensor:
+    """Overwrites ``tensor`` with rank 0's values on every rank."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small picklable value of every rank, in rank order, on every rank."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if is_distributed():
+        dist.barrier()
