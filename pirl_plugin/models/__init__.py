@@ -1,0 +1,17 @@
+"""Trunks, heads and the model that joins them; importing this registers all of them."""
+
+from pirl_plugin.models.heads import JigsawHead, LinearHead, MLPHead
+from pirl_plugin.models.normalize import Normalize
+from pirl_plugin.models.ssl_model import SSLModel
+from pirl_plugin.models.trunks import LAYERS, ResNetTrunk, bfloat16_hazards
+
+__all__ = [
+    "LAYERS",
+    "JigsawHead",
+    "LinearHead",
+    "MLPHead",
+    "Normalize",
+    "ResNetTrunk",
+    "SSLModel",
+    "bfloat16_hazards",
+]

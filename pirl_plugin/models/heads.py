@@ -1,0 +1,114 @@
+"""Heads: from pooled trunk features to the embedding that the loss compares."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from classy_vision.heads import ClassyHead, register_head
+from torch import Tensor, nn
+
+from pirl_plugin.registry import Configurable
+from pirl_plugin.schema import PROVIDED, PositiveInt, checked
+
+
+@register_head("linear")
+@checked
+class LinearHead(Configurable, ClassyHead):
+    """One linear layer, the head f of PIRL (Sec. 3.1: res5, average pooling, linear projection to 128).
+
+    Args:
+        in_dim: channels of the trunk; the model provides it.
+        dim: size of the embedding.
+        bias: the released implementation has one.
+        unique_id: name under which classy-vision knows the head; the model gives the view's.
+    """
+
+    def __init__(
+        self,
+        in_dim: Annotated[PositiveInt, PROVIDED],
+        dim: PositiveInt = 128,
+        bias: bool = True,
+        unique_id: Annotated[str, PROVIDED] = "linear",
+    ) -> None:
+        super().__init__(unique_id, dim)
+        self.linear = nn.Linear(in_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_dim)`` to ``(B, dim)``; not normalised, the loss does that."""
+        return self.linear(x)
+
+
+@register_head("mlp")
+@checked
+class MLPHead(Configurable, ClassyHead):
+    """Linear, (batch norm,) ReLU, linear: the projection head of SimCLR and MoCo v2.
+
+    Args:
+        in_dim: channels of the trunk; the model provides it.
+        hidden_dim: null means ``in_dim``.
+        dim: size of the embedding.
+        batch_norm: between the first linear layer and the ReLU.
+        unique_id: name under which classy-vision knows the head; the model gives the view's.
+    """
+
+    def __init__(
+        self,
+        in_dim: Annotated[PositiveInt, PROVIDED],
+        hidden_dim: PositiveInt | None = None,
+        dim: PositiveInt = 128,
+        batch_norm: bool = False,
+        unique_id: Annotated[str, PROVIDED] = "mlp",
+    ) -> None:
+        super().__init__(unique_id, dim)
+        hidden = hidden_dim or in_dim
+        norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+        self.mlp = nn.Sequential(
+            nn.Linear(in_dim, hidden, bias=not batch_norm), *norm, nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_dim)`` to ``(B, dim)``."""
+        return self.mlp(x)
+
+
+@register_head("jigsaw")
+@checked
+class JigsawHead(Configurable, ClassyHead):
+    """The head g of PIRL: one shared linear layer per patch, concatenation, one linear layer (Sec. 3.1).
+
+    As in VISSL, no nonlinearity and no batch norm anywhere. The patches are concatenated in the order given, which is the shuffled
+    one.
+
+    Args:
+        in_dim: channels of the trunk; the model provides it.
+        num_patches: 9 for the 3 x 3 grid.
+        patch_dim: size of each patch's projection; num_patches * patch_dim = 1,152 enter the last layer.
+        dim: size of the embedding.
+        unique_id: name under which classy-vision knows the head; the model gives the view's.
+    """
+
+    def __init__(
+        self,
+        in_dim: Annotated[PositiveInt, PROVIDED],
+        num_patches: PositiveInt = 9,
+        patch_dim: PositiveInt = 128,
+        dim: PositiveInt = 128,
+        unique_id: Annotated[str, PROVIDED] = "jigsaw",
+    ) -> None:
+        super().__init__(unique_id, dim)
+        self.in_dim, self.num_patches = in_dim, num_patches
+        self.patch = nn.Linear(in_dim, patch_dim)
+        self.joint = nn.Linear(num_patches * patch_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, num_patches, in_dim)`` to ``(B, dim)``.
+
+        Raises:
+            ValueError: another number of patches, or a view that has none.
+        """
+        if x.ndim != 3 or x.shape[1:] != (self.num_patches, self.in_dim):
+            raise ValueError(
+                f"the jigsaw head {self.unique_id!r} wants (B, {self.num_patches} patches, {self.in_dim} channels), "
+                f"got {tuple(x.shape)}: set num_patches to what the transform cuts."
+            )
+        return self.joint(self.patch(x).flatten(1))

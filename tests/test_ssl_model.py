@@ -1,0 +1,134 @@
+"""The model that joins a trunk and the heads of the views, and the normalisation in front of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from classy_vision.models import ClassyModel
+from torchvision.transforms import functional as TF
+
+from pirl_plugin.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from pirl_plugin.models.ssl_model import SSLModel
+from pirl_plugin.registry import build, check
+
+TRUNK = {"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"}
+HEADS = {"image": {"name": "linear", "dim": 6}, "patches": {"name": "jigsaw", "dim": 6, "patch_dim": 5}}
+CONFIG = {"name": "ssl_model", "trunk": TRUNK, "heads": HEADS}
+
+
+def model(seed: int = 0) -> SSLModel:
+    torch.manual_seed(seed)
+    return build("model", CONFIG)
+
+
+def batch(size: int = 3) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(7)
+    return {
+        "image": torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=g),
+        "patches": torch.randint(0, 256, (size, 9, 3, 12, 12), dtype=torch.uint8, generator=g),
+    }
+
+
+def test_normalize_is_torchvision_s():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    expected = TF.normalize(TF.to_tensor(pixels), list(IMAGENET_MEAN), list(IMAGENET_STD))
+    found = Normalize()(torch.from_numpy(pixels).permute(2, 0, 1))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert found.dtype == torch.float32
+
+
+def test_normalize_leaves_floats_and_state_dicts_alone():
+    x = torch.randn(2, 3, 4, 4)
+    assert Normalize()(x) is x
+    assert dict(Normalize().state_dict()) == {}
+    with pytest.raises(TypeError, match="uint8"):
+        Normalize()(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
+    channels_last = torch.zeros(2, 3, 4, 4, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    assert Normalize()(channels_last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shapes_and_the_host_s_type():
+    found = model()(batch())
+    assert isinstance(model(), ClassyModel)
+    assert {view: tuple(x.shape) for view, x in found.items()} == {"image": (3, 6), "patches": (3, 6)}
+
+
+def test_patches_of_an_image_stay_together():
+    """In evaluation mode the embedding of image i depends on its own patches alone, in their order."""
+    net, views = model().eval(), batch()
+    whole = net(views)["patches"]
+    for i in range(3):
+        features = torch.stack([net.trunk(net.normalize(views["patches"][i, p : p + 1]))[0] for p in range(9)])
+        torch.testing.assert_close(whole[i], net.heads["patches"](features[None])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_batch_statistics_are_per_view():
+    """The image embedding is the same whether the patches came along or not: they are no part of its batch."""
+    views = batch()
+    together, alone = model()(views)["image"], model()({"image": views["image"]})["image"]
+    torch.testing.assert_close(together, alone)
+
+
+def test_head_without_its_view_is_not_run_and_view_without_head_is_refused():
+    assert list(model()({"patches": batch()["patches"]})) == ["patches"]
+    with pytest.raises(ValueError, match="view 'patch' has no head. Heads: image, patches. Did you mean 'patches'?"):
+        model()({"patch": batch()["patches"]})
+    with pytest.raises(ValueError, match="must be"):
+        model()({"image": torch.zeros(3, 32, 32)})
+    with pytest.raises(ValueError, match="dict of views"):
+        model()(batch()["image"])
+
+
+def test_state_round_trip_and_layout():
+    first, second = model(0), model(1)
+    first(batch())  # moves the running statistics
+    state = first.get_classy_state(deep_copy=True)
+    assert list(state["model"]) == ["trunk", "heads"]
+    assert "layer1.0.conv1.weight" in state["model"]["trunk"] and set(state["model"]["heads"]) == {"image", "patches"}
+    second.set_classy_state(state)
+    views = batch()
+    for view, found in second.eval()(views).items():
+        torch.testing.assert_close(found, first.eval()(views)[view], atol=0, rtol=0)
+
+
+def test_deep_copy_does_not_follow_the_model():
+    net = model()
+    copied, tied = net.get_classy_state(deep_copy=True), net.get_classy_state()
+    with torch.no_grad():
+        net.trunk.conv1.weight.zero_()
+    assert tied["model"]["trunk"]["conv1.weight"].abs().max() == 0
+    assert copied["model"]["trunk"]["conv1.weight"].abs().max() > 0
+
+
+def test_states_that_do_not_fit_are_refused():
+    state = model().get_classy_state()
+    with pytest.raises(ValueError, match="not a model state"):
+        model().set_classy_state({"trunk": {}})
+    with pytest.raises(ValueError, match="the state has the heads \\['image'\\], the model \\['image', 'patches'\\]"):
+        model().set_classy_state({"model": {"trunk": state["model"]["trunk"], "heads": {"image": {}}}})
+    less = {key: value for key, value in state["model"]["trunk"].items() if key != "bn1.weight"}
+    with pytest.raises(ValueError, match=r"model's trunk: [\s\S]*bn1.weight"):
+        model().set_classy_state({"model": {**state["model"], "trunk": less}})
+
+
+def test_configuration_is_checked_to_the_bottom():
+    bad = {**CONFIG, "heads": {"image": {"name": "linaer"}, "patches": {"name": "jigsaw", "dims": 3}}}
+    assert [problem.path for problem in check("model", bad)] == ["heads.image.name", "heads.patches.dims"]
+    with pytest.raises(ValueError, match="at least one view"):
+        SSLModel(trunk=TRUNK, heads={})
+
+
+def test_every_parameter_gets_a_gradient():
+    """DistributedDataParallel waits for all of them."""
+    net = model()
+    sum(x.square().sum() for x in net(batch()).values()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_channels_last_gives_the_same():
+    net, views = model().eval(), batch()
+    expected = net(views)
+    fast = model().eval().to(memory_format=torch.channels_last)
+    for view, x in fast(views).items():
+        torch.testing.assert_close(x, expected[view], atol=1e-4, rtol=1e-3)
