@@ -1,0 +1,80 @@
+"""Crops: where they lie and how they are cut and resized. Shared by all views."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+
+_TRIES = 10
+
+
+def draw_crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draws the box of a random resized crop, with torchvision's ``RandomResizedCrop`` distribution.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        scale: range of the crop's area as a fraction of the image's.
+        ratio: range of width / height, drawn log-uniformly.
+        rng: source of randomness.
+
+    Returns:
+        left, top, right, bottom in whole pixels; after ten boxes that do not fit, the central one of the nearest ratio.
+    """
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, ratio_draw, y_draw, x_draw in rng.random((_TRIES, 4)).tolist():
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
+    """Cuts a box and resizes it to a square in one antialiased bilinear step; a small box is enlarged.
+
+    Args:
+        image: any size; modes other than RGB are converted.
+        box: left, top, right, bottom in pixels of the image.
+        size: side of the result, pixels.
+
+    Returns:
+        ``(size, size, 3)`` uint8.
+    """
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def central_crop(image: Image.Image, resize: int, crop: int) -> npt.NDArray[np.uint8]:
+    """torchvision's ``Resize(resize)`` (the shorter side) and ``CenterCrop(crop)``, antialiased bilinear.
+
+    Returns:
+        ``(crop, crop, 3)`` uint8.
+    """
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    width, height = image.size
+    if width <= height:
+        new_size = resize, int(resize * height / width)
+    else:
+        new_size = int(resize * width / height), resize
+    if new_size != image.size:
+        image = image.resize(new_size, Image.Resampling.BILINEAR)
+    left, top = round((new_size[0] - crop) / 2), round((new_size[1] - crop) / 2)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
