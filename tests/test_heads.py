@@ -13,7 +13,8 @@ from pirl_plugin.schema import ConfigError
 
 def test_classy_vision_builds_them_by_name():
     head = build_head({"name": "linear", "unique_id": "image", "in_dim": 512})
-    assert isinstance(head, LinearHead) and isinstance(head, ClassyHead)
+    assert isinstance(head, LinearHead)
+    assert isinstance(head, ClassyHead)
     assert head.unique_id == "image"
     assert head(torch.randn(2, 512)).shape == (2, 128)
     assert build_head({"name": "jigsaw", "unique_id": "patches", "in_dim": 8}).num_patches == 9

@@ -76,8 +76,8 @@ class MLPHead(Configurable, ClassyHead):
 class JigsawHead(Configurable, ClassyHead):
     """The head g of PIRL: one shared linear layer per patch, concatenation, one linear layer (Sec. 3.1).
 
-    As in VISSL, no nonlinearity and no batch norm anywhere. The patches are concatenated in the order given, which is the shuffled
-    one.
+    As in VISSL, no nonlinearity and no batch norm anywhere. The patches are concatenated in the order given, which is
+    the shuffled one.
 
     Args:
         in_dim: channels of the trunk; the model provides it.
