@@ -18,7 +18,7 @@ from classy_vision.models import MODEL_REGISTRY
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.tasks import TASK_REGISTRY
 
-from pirl_plugin.schema import ConfigError, Problem, check_arguments, did_you_mean, join
+from pirl_plugin.schema import ConfigError, Problem, check_arguments, did_you_mean, join, missing_provided
 
 _Registered = TypeVar("_Registered", bound=type)
 
@@ -87,6 +87,8 @@ def check(kind: str, config: Any, path: str = "") -> list[Problem]:
         return [Problem(path, f"must be a {kind} configuration with a 'name', got {config!r}.")]
     if "name" not in config:
         return [Problem(join(path, "name"), f"missing; it must name a {kind}: {', '.join(sorted(ours(kind)))}.")]
+    if not isinstance(config["name"], str):
+        return [Problem(join(path, "name"), f"must be the name of a {kind}, got {config['name']!r}.")]
     try:
         cls = lookup(kind, config["name"])
     except ConfigError as error:
@@ -105,15 +107,19 @@ def build(kind: str, config: Mapping[str, Any], **provided: Any) -> Any:
     Raises:
         ConfigError: unknown name or wrong arguments, all of them at once.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(check(kind, config))
     known = {key: value for key, value in config.items() if not (value is None and key in provided)}
-    problems = check(kind, {**provided, **known})
+    arguments = {**provided, **known}
+    problems = check(kind, arguments)
     if problems:
         raise ConfigError(problems)
-    cls = lookup(kind, config["name"])
-    arguments = {**provided, **known}
+    cls = lookup(kind, arguments.pop("name"))
     if not _takes_keywords(cls):
-        return cls.from_config(dict(arguments))  # type: ignore[attr-defined]
-    del arguments["name"]
+        return cls.from_config({"name": config["name"], **arguments})  # type: ignore[attr-defined]
+    problems = missing_provided(cls, arguments)
+    if problems:
+        raise ConfigError(problems)
     return cls(**arguments)
 
 
@@ -124,7 +130,7 @@ class Configurable:
     def from_config(cls, config: Mapping[str, Any]) -> Any:
         """Builds from ``{"name": ..., **arguments}``, as classy-vision's ``build_*`` functions call it."""
         arguments = {key: value for key, value in config.items() if key != "name"}
-        problems = check_arguments(cls, arguments, check_component=check)
+        problems = check_arguments(cls, arguments, check_component=check) + missing_provided(cls, arguments)
         if problems:
             raise ConfigError(problems)
         return cls(**arguments)
@@ -139,4 +145,4 @@ def _takes_keywords(cls: type) -> bool:
     from_config = getattr(cls, "from_config", None)
     if from_config is None or issubclass(cls, Configurable):
         return True
-    return from_config.__func__ is ClassyHook.from_config.__func__  # type: ignore[attr-defined]
+    return getattr(from_config, "__func__", None) is ClassyHook.from_config.__func__  # type: ignore[attr-defined]

@@ -1,11 +1,11 @@
 """Checks a component's configuration against its constructor's annotations, before anything is built.
 
-A constructor's signature is the only schema there is: its parameter names are the valid keys, its defaults the defaults,
-its annotations the types and ranges. ``Annotated`` metadata adds what a type cannot say:
+A constructor's signature is the only schema there is: its parameter names are the valid keys, its defaults the
+defaults, its annotations the types and ranges. ``Annotated`` metadata adds what a type cannot say:
 
 * ``annotated_types`` constraints (``Ge``, ``Le``, ...) give ranges; the aliases below name the usual ones;
 * ``Component(kind)`` says that the value is itself a component's configuration, ``{"name": ..., **arguments}``;
-* ``PROVIDED`` says that the surrounding code passes the value, so that a configuration need not hold it.
+* ``PROVIDED`` says that the surrounding code passes the value, so that a configuration may leave it out or null.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass(frozen=True)
 class Component:
-    """Annotation metadata: the value is the configuration of a component of this kind (see ``pirl_plugin.registry``)."""
+    """Annotation metadata: the value configures a component of this kind (see ``pirl_plugin.registry``)."""
 
     kind: str
 
@@ -60,9 +61,13 @@ class Problem:
 class ConfigError(ValueError):
     """A configuration that cannot be built; holds every problem found, not only the first."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        # torch's DataLoader raises a worker's error again as ``type(error)(message)``
+        self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        super().__init__(problems if isinstance(problems, str) else "\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -72,7 +77,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def join(path: str, key: str | int) -> str:
-    """Appends a key to a dotted path: ``join("loss", "lam")`` is ``"loss.lam"``, ``join("hooks", 0)`` is ``"hooks[0]"``."""
+    """Appends a key to a path: ``join("loss", "lam")`` is ``"loss.lam"``, ``join("hooks", 0)`` is ``"hooks[0]"``."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
@@ -98,13 +103,16 @@ def metadata(annotation: Any, kind: type) -> list[Any]:
 
 
 def check_value(annotation: Any, value: Any, path: str) -> list[Problem]:
-    """Holds one value against an annotation; the type must match as it is, nothing is converted except int to float."""
-    if inspect.isclass(annotation) and annotation.__module__ not in ("builtins", "typing"):
-        return [] if isinstance(value, annotation) else [Problem(path, f"must be a {annotation.__name__}, got {value!r}.")]
+    """Every problem of one value; its type must match as it is, nothing is converted except int to float."""
+    # Python 3.10 calls Sequence[int] a class too
+    is_class = inspect.isclass(annotation) and typing.get_origin(annotation) is None
+    if is_class and annotation.__module__ not in ("builtins", "typing"):
+        fits = isinstance(value, annotation)
+        return [] if fits else [Problem(path, f"must be a {annotation.__name__}, got {value!r}.")]
     try:
         _adapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
-        return [_problem(item, path, value) for item in _of_the_likeliest_branch(error.errors())]
+        return _problems(error.errors(), path, value)
     return []
 
 
@@ -130,15 +138,27 @@ def check_arguments(
             valid = ", ".join(known) or "none"
             problems.append(Problem(join(path, key), f"unknown key.{did_you_mean(key, known)} Valid keys: {valid}."))
     for name, (annotation, parameter) in known.items():
-        if name in arguments:
+        here, provided = join(path, name), bool(metadata(annotation, _Provided))
+        if name in arguments and not (provided and arguments[name] is None):
             kinds = metadata(annotation, Component)
             if kinds and check_component is not None and arguments[name] is not None:
-                problems += _check_components(kinds[0].kind, arguments[name], annotation, join(path, name), check_component)
+                problems += _check_components(kinds[0].kind, arguments[name], annotation, here, check_component)
             else:
-                problems += check_value(annotation, arguments[name], join(path, name))
-        elif parameter.default is parameter.empty and not metadata(annotation, _Provided):
-            problems.append(Problem(join(path, name), f"missing; it must be {describe(annotation)}."))
+                problems += check_value(annotation, arguments[name], here)
+        elif parameter.default is parameter.empty and not provided:
+            problems.append(Problem(here, f"missing; it must be {describe(annotation)}."))
     return problems
+
+
+def missing_provided(callable_: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Problem]:
+    """A problem for each ``PROVIDED`` parameter that nobody provided, to be held against before a call."""
+    return [
+        Problem(name, f"missing; the surrounding code did not give it: it must be {describe(annotation)}.")
+        for name, (annotation, parameter) in parameters(callable_).items()
+        if metadata(annotation, _Provided)
+        and (arguments[name] is None if name in arguments else parameter.default is parameter.empty)
+        and check_value(annotation, None, name)
+    ]
 
 
 def checked(cls: _Class) -> _Class:
@@ -174,8 +194,10 @@ def describe(annotation: Any) -> str:
         return f"{describe(inner)} {bounds}".strip()
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(repr(choice) for choice in typing.get_args(annotation))
-    if type(None) in typing.get_args(annotation):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join("null" if part is type(None) else describe(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        return f"list of {describe(typing.get_args(annotation)[0])}"
     return text.replace("typing.", "")
 
 
@@ -196,33 +218,50 @@ def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
         return pydantic.TypeAdapter(annotation, config=_STRICT)
 
 
-def _of_the_likeliest_branch(errors: list[Any]) -> list[Any]:
-    """A union reports its branches one by one; a range error says more than "not null either"."""
-    ranged = [error for error in errors if not error["type"].endswith("_type") and error["type"] != "none_required"]
-    return ranged[:1] or errors[:1]
+def _problems(errors: Iterable[Any], path: str, value: Any) -> list[Problem]:
+    """One problem for each place; what several branches of a union say about the same place is joined."""
+    places: dict[tuple[Any, ...], list[Any]] = {}
+    for error in errors:
+        places.setdefault(_place(error["loc"], value), []).append(error)
+    # int | list[int] and [1, "x"]: that element 1 is no integer says more than that the list is none
+    deepest = [at for at in places if not any(other[: len(at)] == at and other != at for other in places)]
+    return [Problem(functools.reduce(join, at, path), _message(places[at])) for at in deepest]
 
 
-def _problem(error: Any, path: str, value: Any) -> Problem:
-    for key in error["loc"]:
-        if isinstance(key, int) or (isinstance(value, Mapping) and key in value):
-            path = join(path, key)
-    message = error["msg"].replace("Input should be", "must be").replace("a valid integer", "an integer").replace("a valid ", "a ")
-    got = error["input"]
-    hint = ""
-    if error["type"] == "literal_error":
-        hint = did_you_mean(str(got), [choice.strip("' ") for choice in error["ctx"]["expected"].replace(" or ", ",").split(",")])
-    return Problem(path, f"{message}, got {got!r}.{hint}")
+def _place(location: Iterable[Any], value: Any) -> tuple[Any, ...]:
+    """The keys and indices of a pydantic location that are really in ``value``; the rest name branches of unions."""
+    found = []
+    for key in location:
+        is_key = isinstance(value, Mapping) and key in value
+        is_index = isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
+        if is_key or is_index:
+            found.append(key)
+            value = value[key]
+    return tuple(found)
+
+
+def _message(errors: list[Any]) -> str:
+    said = [error for error in errors if error["type"] != "none_required"] or errors  # "or null" helps nobody
+    phrases, hint = [], ""
+    for error in said:
+        phrase = error["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("a int", "an int")
+        phrases.append(phrase)
+        if error["type"] == "literal_error":
+            expected = error["ctx"]["expected"].replace(" or ", ",").split(",")
+            hint = did_you_mean(str(error["input"]), [choice.strip("' ") for choice in expected])
+    first, *others = dict.fromkeys(phrases)
+    allowed = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
+    return f"{allowed}, got {said[0]['input']!r}.{hint}"
 
 
 def _check_components(
     kind: str, value: Any, annotation: Any, path: str, check_component: Callable[[str, Any, str], list[Problem]]
 ) -> list[Problem]:
     """Checks one component, a list of them or a mapping of them, as the annotation's outer shape says."""
-    shapes = [typing.get_origin(part) or part for part in (annotation, *typing.get_args(annotation))]
-    is_component = any(metadata_here(annotation)) or any(any(metadata_here(p)) for p in typing.get_args(annotation) if _is_optional(annotation))
-    if is_component:
+    branches = typing.get_args(annotation) if _is_optional(annotation) else (annotation,)
+    if any(metadata_here(branch) for branch in branches):
         return check_component(kind, value, path)
-    if list in shapes:
+    if any(list in (branch, typing.get_origin(branch)) for branch in branches):
         if not isinstance(value, list):
             return [Problem(path, f"must be a list, got {value!r}.")]
         return [p for index, item in enumerate(value) for p in check_component(kind, item, join(path, index))]
