@@ -18,7 +18,17 @@ from classy_vision.models import MODEL_REGISTRY
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.tasks import TASK_REGISTRY
 
-from pirl_plugin.schema import ConfigError, Problem, check_arguments, did_you_mean, join, missing_provided
+from pirl_plugin.schema import (
+    ConfigError,
+    Problem,
+    check_arguments,
+    component_kind,
+    did_you_mean,
+    is_provided,
+    join,
+    missing_provided,
+    parameters,
+)
 
 _Registered = TypeVar("_Registered", bound=type)
 
@@ -102,7 +112,8 @@ def check(kind: str, config: Any, path: str = "") -> list[Problem]:
 def build(kind: str, config: Mapping[str, Any], **provided: Any) -> Any:
     """Builds a component from ``{"name": ..., **arguments}``; ``provided`` is what the surrounding code knows.
 
-    A null in the configuration gives way to a provided value, anything else in it wins.
+    A null in the configuration gives way to a provided value, anything else in it wins. The component gets those of the
+    provided values that it takes.
 
     Raises:
         ConfigError: unknown name or wrong arguments, all of them at once.
@@ -110,17 +121,48 @@ def build(kind: str, config: Mapping[str, Any], **provided: Any) -> Any:
     if not isinstance(config, Mapping):
         raise ConfigError(check(kind, config))
     known = {key: value for key, value in config.items() if not (value is None and key in provided)}
-    arguments = {**provided, **known}
-    problems = check(kind, arguments)
+    problems = check(kind, known)
     if problems:
         raise ConfigError(problems)
-    cls = lookup(kind, arguments.pop("name"))
+    cls = lookup(kind, known.pop("name"))
     if not _takes_keywords(cls):
-        return cls.from_config({"name": config["name"], **arguments})  # type: ignore[attr-defined]
+        return cls.from_config({"name": config["name"], **provided, **known})  # type: ignore[attr-defined]
+    taken = {key: value for key, value in provided.items() if key in parameters(cls)}
+    arguments = {**taken, **known}
     problems = missing_provided(cls, arguments)
     if problems:
         raise ConfigError(problems)
     return cls(**arguments)
+
+
+def completed(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default of every component written out, nested components included.
+
+    What only the surrounding code knows stays out. The result builds the same component.
+    """
+    cls = lookup(kind, config["name"])
+    if not _takes_keywords(cls):
+        return dict(config)
+    complete = {"name": config["name"]}
+    for key, (annotation, parameter) in parameters(cls).items():
+        if key in config:
+            value = config[key]
+        elif parameter.default is not parameter.empty and not is_provided(annotation):
+            value = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        else:
+            continue
+        nested = component_kind(annotation)
+        complete[key] = _map_components(nested, value) if nested and value is not None else value
+    return complete
+
+
+def _map_components(kind: str, value: Any) -> Any:
+    """Completes one component, a list of them or a mapping of them."""
+    if isinstance(value, Mapping) and "name" in value:
+        return completed(kind, value)
+    if isinstance(value, Mapping):
+        return {key: completed(kind, item) for key, item in value.items()}
+    return [completed(kind, item) for item in value]
 
 
 class Configurable:

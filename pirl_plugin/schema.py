@@ -102,6 +102,17 @@ def metadata(annotation: Any, kind: type) -> list[Any]:
     return here + [item for part in typing.get_args(annotation) for item in metadata(part, kind)]
 
 
+def component_kind(annotation: Any) -> str | None:
+    """Kind of the component, or of the components in a list or mapping, that an annotation asks for; None for others."""
+    kinds = metadata(annotation, Component)
+    return kinds[0].kind if kinds else None
+
+
+def is_provided(annotation: Any) -> bool:
+    """Whether the surrounding code passes this argument."""
+    return bool(metadata(annotation, _Provided))
+
+
 def check_value(annotation: Any, value: Any, path: str) -> list[Problem]:
     """Every problem of one value; its type must match as it is, nothing is converted except int to float."""
     # Python 3.10 calls Sequence[int] a class too
