@@ -161,8 +161,8 @@ class ImageFolder(FileDataset):
         cache_in_memory: keep decoded images (3 bytes a pixel, in every worker process): for small images.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: no such folder.
-        ValueError: no image in it.
+        FileNotFoundError: no such folder.
+        ValueError: no image in it, or ``root`` is a file.
     """
 
     def __init__(self, root: str, split: str | None = None, cache_in_memory: bool = False) -> None:

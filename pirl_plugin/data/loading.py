@@ -207,7 +207,7 @@ class WithUnreadable:
         self.collator, self.with_asked = collator, with_asked
 
     def __call__(self, samples: Sequence[_Sample]) -> dict[str, Any]:
-        """The collator's batch of ``(asked id, views, returned id)`` samples, and ``unreadable`` int64 (often empty)."""
+        """Batch of ``(asked id, views, returned id)`` samples, with ``unreadable`` added (int64, often empty)."""
         batch = self.collator([(views, returned_id) for _, views, returned_id in samples])
         missed = [asked_id for asked_id, _, returned_id in samples if asked_id != returned_id]
         batch["unreadable"] = torch.tensor(missed, dtype=torch.int64)

@@ -15,13 +15,13 @@ def existing_folder(root: str) -> Path:
 
     Raises:
         FileNotFoundError: it does not exist; suggests a near name.
-        NotADirectoryError: it is a file.
+        ValueError: it is a file.
     """
     path = Path(root).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"root must be a folder of images, but {path} is a file: give its folder.")
+        raise ValueError(f"root must be a folder of images, but {path} is a file: give its folder.")
     parent = next(folder for folder in (path.absolute().parents) if folder.is_dir())
     missing = path.absolute().relative_to(parent).parts[0]
     hint = did_you_mean(missing, folders_in(parent)) or f" In {parent} there are: {listing(folders_in(parent))}."
