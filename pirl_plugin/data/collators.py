@@ -52,6 +52,7 @@ class JigsawCollator(Configurable):
     """Image and patches: ``{"input": {"image": (B, 3, S, S), "patches": (B, P, 3, s, s)}, "target": ids (B,)}``."""
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """See ``stack_views``; views of another rank or without three channels are refused as well."""
         batch = stack_views(samples, ("image", "patches"))
         image, patches = batch["input"]["image"], batch["input"]["patches"]
         for name, view, dimensions, channels in (("image", image, 4, 1), ("patches", patches, 5, 2)):
@@ -66,5 +67,6 @@ class ViewCollator(Configurable):
     """Any views, the same in all samples: ``{"input": {view: (B, *shape)}, "target": ids (B,)}``."""
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """See ``stack_views``."""
         names = {name: None for views, _ in samples for name in views}  # a dictionary keeps the order
         return stack_views(samples, list(names))

@@ -48,6 +48,8 @@ def draw_crop_box(
 def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
     """Cuts a box and resizes it to a square in one antialiased bilinear step; a small box is enlarged.
 
+    The filter sees the pixels around the box, so that only the outermost pixels differ from cutting first.
+
     Args:
         image: any size; modes other than RGB are converted.
         box: left, top, right, bottom in pixels of the image.
@@ -62,7 +64,7 @@ def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8
 
 
 def central_crop(image: Image.Image, resize: int, crop: int) -> npt.NDArray[np.uint8]:
-    """torchvision's ``Resize(resize)`` (the shorter side) and ``CenterCrop(crop)``, antialiased bilinear.
+    """As torchvision's ``Resize(resize)`` (the shorter side) and ``CenterCrop(crop)``, antialiased bilinear.
 
     Returns:
         ``(crop, crop, 3)`` uint8.

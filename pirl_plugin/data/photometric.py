@@ -24,7 +24,10 @@ Programs = npt.NDArray[np.float32]
 
 
 class Operation(IntEnum):
-    """Codes of the operations; the strength's meaning and unit stand behind each."""
+    """Codes of the operations; the strength's meaning and unit stand behind each.
+
+    The fast path keeps compiled code on disk that knows these numbers: append new ones, never renumber.
+    """
 
     NONE = 0  # leaves the image as it is
     BRIGHTNESS = 1  # factor, 1 changes nothing
@@ -154,7 +157,7 @@ def draw_programs(settings: PhotometricSettings, num_views: int, rng: np.random.
 
 
 def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
-    """torchvision's ``adjust_hue`` of a Pillow image: the hue is an unsigned byte and wraps around."""
+    """As torchvision's ``adjust_hue`` of a Pillow image: the hue is an unsigned byte and wraps around."""
     hue, saturation, value = image.convert("HSV").split()
     shifted = np.asarray(hue) + np.int32(turns * 255).astype(np.uint8)
     return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")

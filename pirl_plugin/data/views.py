@@ -113,6 +113,7 @@ class ImageView(Configurable, ClassyTransform):
         )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
+        """``{"image": (3, S, S)}``; without a generator, torch's global random state decides."""
         return {"image": self.image_view(image, generator_or_torch(rng))}
 
     def image_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
@@ -215,6 +216,7 @@ class ImageAndJigsawPatches(ImageView):
         )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
+        """``{"image": (3, S, S), "patches": (grid**2, 3, s, s)}``; without a generator, torch's state decides."""
         rng = generator_or_torch(rng)
         return {"image": self.image_view(image, rng), "patches": self.patches(image, rng)}
 
@@ -251,5 +253,6 @@ class EvalView(Configurable, ClassyTransform):
         self.resize, self.crop = resize, crop
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
+        """``{"image": (3, crop, crop)}``; the generator is not used."""
         pixels = central_crop(image, self.resize, self.crop)
-        return {"image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
+        return {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}

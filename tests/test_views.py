@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from classy_vision.dataset.transforms import build_transform
+from PIL import Image
+from torchvision import transforms as tv
+
+from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box
+from pirl_plugin.data.views import EvalView, ImageAndJigsawPatches, ImageView
+from pirl_plugin.registry import build
+from pirl_plugin.schema import ConfigError
+
+PLAIN = {"jitter_probability": 0.0, "photometric_probability": 0.0, "grayscale_probability": 0.0}
+WHOLE = {"jigsaw_scale": (1.0, 1.0), "image_ratio": (1.0, 1.0)}
+
+
+def picture(width: int = 60, height: int = 45, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def coordinates(size: int) -> Image.Image:
+    """Channel 0 is y, channel 1 is x."""
+    y, x = np.mgrid[:size, :size]
+    return Image.fromarray(np.stack([y, x, np.zeros_like(x)], axis=2).astype(np.uint8))
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "image_shape", "patch_shape"),
+    [
+        ({}, (3, 224, 224), (9, 3, 64, 64)),
+        ({"image_size": 96, "jigsaw_size": 96, "patch_size": 24}, (3, 96, 96), (9, 3, 24, 24)),
+        ({"image_size": 64, "jigsaw_size": 66, "patch_size": 20}, (3, 64, 64), (9, 3, 20, 20)),
+        ({"image_size": 32, "jigsaw_size": 36, "patch_size": 12}, (3, 32, 32), (9, 3, 12, 12)),
+        ({"image_size": 32, "jigsaw_size": 32, "patch_size": 14, "grid": 2}, (3, 32, 32), (4, 3, 14, 14)),
+    ],
+)
+@pytest.mark.parametrize("size", [(500, 375), (32, 32), (7, 5), (1, 1), (300, 4)])
+def test_shapes_for_images_of_any_size(sizes, image_shape, patch_shape, size):
+    views = ImageAndJigsawPatches(**sizes)(picture(*size), generator())
+    assert {name: tuple(view.shape) for name, view in views.items()} == {"image": image_shape, "patches": patch_shape}
+    for view in views.values():
+        assert view.dtype == torch.uint8
+        assert view.is_contiguous()
+
+
+@pytest.mark.parametrize("patch_flip", ["patch", "crop", "none"])
+def test_a_view_is_a_pure_function_of_image_and_generator(patch_flip):
+    transform = ImageAndJigsawPatches(image_size=32, jigsaw_size=36, patch_size=10, patch_flip=patch_flip)
+    first, again, other = (transform(picture(), generator(seed)) for seed in (1, 1, 2))
+    copy = pickle.loads(pickle.dumps(transform))(picture(), generator(1))
+    for name in ("image", "patches"):
+        assert torch.equal(first[name], again[name])
+        assert torch.equal(first[name], copy[name])
+        assert not torch.equal(first[name], other[name])
+
+
+def test_fast_and_plain_views_agree():
+    sizes = {"image_size": 32, "jigsaw_size": 36, "patch_size": 10}
+    fast, plain = ImageAndJigsawPatches(**sizes), ImageAndJigsawPatches(**sizes, fast=False)
+    for seed in range(50):
+        ours, reference = fast(picture(seed=seed), generator(seed)), plain(picture(seed=seed), generator(seed))
+        for name in ("image", "patches"):
+            different = (ours[name].int() - reference[name].int()).abs() > 1
+            assert different.float().mean() < 0.001
+
+
+def test_patches_lie_where_the_geometry_says():
+    """With a crop that is the whole picture, a pixel's colour is its place: cell by cell, offsets 0 to 2."""
+    transform = ImageAndJigsawPatches(
+        jigsaw_size=36, patch_size=10, shuffle_patches=False, patch_flip="none", **PLAIN, **WHOLE
+    )
+    for seed in range(20):
+        patches = transform(coordinates(36), generator(seed))["patches"]
+        for place, patch in enumerate(patches):
+            top, left = patch[0, 0, 0].item(), patch[1, 0, 0].item()
+            row, column = divmod(place, 3)
+            assert 12 * row <= top <= 12 * row + 2
+            assert 12 * column <= left <= 12 * column + 2
+            assert patch[0, :, 4].tolist() == list(range(top, top + 10))
+            assert patch[1, 4].tolist() == list(range(left, left + 10))
+
+
+def test_shuffling_permutes_the_patches_and_nothing_else():
+    settings = {"jigsaw_size": 36, "patch_size": 10, "patch_flip": "none", **PLAIN, **WHOLE}
+    in_order = ImageAndJigsawPatches(**settings, shuffle_patches=False)
+    shuffled = ImageAndJigsawPatches(**settings)
+    places = np.zeros((9, 9))
+    for seed in range(450):
+        views, expected = shuffled(coordinates(36), generator(seed)), in_order(coordinates(36), generator(seed))
+        order = [int(patch[0, 0, 0]) // 12 * 3 + int(patch[1, 0, 0]) // 12 for patch in views["patches"]]
+        assert sorted(order) == list(range(9))
+        assert torch.equal(views["patches"], expected["patches"][order])
+        places[np.arange(9), order] += 1
+    assert ((places - 50) ** 2 / 50).sum() < 104.7  # chi-square, 64 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("patch_flip", "mixed", "share"), [("patch", True, 0.5), ("crop", False, 0.5), ("none", False, 0.0)]
+)
+def test_where_the_flip_happens(patch_flip, mixed, share):
+    """x grows to the right in an unflipped patch; a crop flipped as a whole flips all nine."""
+    transform = ImageAndJigsawPatches(jigsaw_size=36, patch_size=10, patch_flip=patch_flip, **PLAIN, **WHOLE)
+    flips = []
+    for seed in range(200):
+        patches = transform(coordinates(36), generator(seed))["patches"].int()
+        flips.append((patches[:, 1, 0, 0] > patches[:, 1, 0, -1]).tolist())
+    flips = np.array(flips)
+    assert (flips.any(axis=1) != flips.all(axis=1)).any() == mixed
+    assert flips.mean() == pytest.approx(share, abs=0.12)
+
+
+def test_every_patch_has_its_own_colours():
+    flat = Image.new("RGB", (40, 40), (200, 100, 50))
+    transform = ImageAndJigsawPatches(jigsaw_size=36, patch_size=10, grayscale_probability=0.0)
+    colours = transform(flat, generator(3))["patches"][:, :, 0, 0]
+    assert len({tuple(colour.tolist()) for colour in colours}) >= 8
+    plain = ImageAndJigsawPatches(jigsaw_size=36, patch_size=10, patch_photometric=False)
+    views = plain(flat, generator(3))
+    assert (views["patches"].permute(0, 2, 3, 1) == torch.tensor([200, 100, 50])).all()
+    assert not (views["image"].permute(1, 2, 0) == torch.tensor([200, 100, 50])).all()
+
+
+def test_image_view_alone_is_the_jigsaw_transforms_image():
+    both = ImageAndJigsawPatches(image_size=32)(picture(), generator(5))
+    assert list(ImageView(image_size=32)(picture(), generator(5))) == ["image"]
+    assert torch.equal(ImageView(image_size=32)(picture(), generator(5))["image"], both["image"])
+
+
+def test_without_a_generator_torchs_seed_decides():
+    transform = ImageView(image_size=32)
+    torch.manual_seed(1)
+    first = transform(picture())["image"]
+    second = transform(picture())["image"]
+    torch.manual_seed(1)
+    assert torch.equal(transform(picture())["image"], first)
+    assert not torch.equal(first, second)
+
+
+def test_greyscale_pictures_are_taken_as_colour():
+    assert ImageView(image_size=32, **PLAIN)(picture().convert("L"), generator())["image"].unique(dim=0).shape[0] == 1
+
+
+def test_crop_boxes_have_torchvisions_distribution():
+    torch.manual_seed(0)
+    size, scale, ratio = (500, 375), (0.2, 1.0), (3 / 4, 4 / 3)
+    rng = generator()
+    ours = np.array([draw_crop_box(*size, scale, ratio, rng) for _ in range(4000)])
+    tensor = torch.zeros(3, size[1], size[0])
+    theirs = np.array([tv.RandomResizedCrop.get_params(tensor, scale, ratio) for _ in range(4000)])  # top, left, h, w
+    theirs = np.stack([theirs[:, 1], theirs[:, 0], theirs[:, 1] + theirs[:, 3], theirs[:, 0] + theirs[:, 2]], axis=1)
+    assert ours.min() >= 0
+    assert (ours[:, 2:] <= size).all()
+    for measure in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] - b[:, 0], lambda b: b[:, 3] - b[:, 1]):
+        a, b = np.sort(measure(ours)), np.sort(measure(theirs))
+        both = np.concatenate([a, b])
+        distance = np.abs(np.searchsorted(a, both, "right") - np.searchsorted(b, both, "right")).max() / 4000
+        assert distance < 1.95 * np.sqrt(2 / 4000)  # two-sample Kolmogorov-Smirnov, p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((100, 9), (44, 0, 56, 9)), ((9, 100), (0, 44, 9, 56)), ((1, 1), (0, 0, 1, 1))],
+)
+def test_crop_falls_back_to_the_centre(size, expected):
+    """100 x 9 has no crop of its whole area with width / height <= 4/3: the central 12 x 9 is taken."""
+    assert draw_crop_box(*size, (1.0, 1.0), (3 / 4, 4 / 3), generator()) == expected
+
+
+def test_crop_resize_is_cut_and_antialiased_resize():
+    """Inside; at the border the filter sees the picture around the box."""
+    image, box = picture(200, 150), (20, 30, 170, 130)
+    expected = np.asarray(image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    ours = crop_resize(image, box, 32).astype(int)
+    assert ours.shape == (32, 32, 3)
+    np.testing.assert_allclose(ours[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 250), (256, 256), (32, 32), (20, 31)])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (32, 32), (37, 32), (36, 31)])
+def test_eval_view_is_torchvisions(size, resize, crop):
+    image = picture(*size)
+    expected = np.asarray(tv.Compose([tv.Resize(resize), tv.CenterCrop(crop)])(image))
+    np.testing.assert_array_equal(central_crop(image, resize, crop), expected)
+    view = EvalView(resize=resize, crop=crop)(image)["image"]
+    assert torch.equal(view, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert view.is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["image_view", "image_and_jigsaw_patches", "eval_view"])
+def test_built_by_name_as_a_host_program_does(name):
+    views = build_transform({"name": name})(picture())
+    assert views["image"].shape == (3, 224, 224)
+    assert build("transform", {"name": name})(picture(), generator())["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": 96}, r"patch_size must be <= jigsaw_size // grid = 85, got 96\."),
+        ({"image_scale": [1.0, 0.5]}, "image_scale must be a range, low end first"),
+        ({"image_scale": [0.5, 1.5]}, r"image_scale\[1\]"),
+        ({"jigsaw_scale": [0.6]}, "jigsaw_scale"),
+        ({"patch_flip": "crops"}, "Did you mean 'crop'"),
+        ({"hue": 0.7}, "hue"),
+        ({"flip_probability": -0.1}, "flip_probability"),
+        ({"patchsize": 10}, "Did you mean 'patch_size'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises((ValueError, ConfigError), match=message):
+        build("transform", {"name": "image_and_jigsaw_patches", **settings})
+
+
+def test_an_eval_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="crop must be <= resize = 32, got 64"):
+        EvalView(resize=32, crop=64)
+
+
+def test_views_can_be_written_to_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for transform in (ImageAndJigsawPatches(fast=True), ImageAndJigsawPatches(fast=False), EvalView()):
+            for view in transform(picture(), generator()).values():
+                view.add_(1)
