@@ -18,7 +18,7 @@ from pirl_plugin.data.photometric import ByteArray, Operation, Programs
 try:
     import numba
 except ImportError:
-    numba = None
+    numba = None  # type: ignore[assignment]
 
 FUSED_AVAILABLE = numba is not None
 
