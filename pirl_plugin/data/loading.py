@@ -80,6 +80,20 @@ class GlobalBatchSampler:
             yield [(image_id, epoch) for image_id in order[first : first + self.batch_size].tolist()]
 
 
+class KeyedViews:
+    """Samples ``(asked id, views, returned id)`` by key ``(image_id, epoch)``: all that a worker process needs."""
+
+    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int = 0) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, key: _Key) -> _Sample:
+        image_id, epoch = key
+        image, returned_id = self.dataset[image_id]
+        # The asked id seeds the views: an image that also stands in for an unreadable one does not come twice alike.
+        generator = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, image_id]))
+        return image_id, self.transform(image, generator), returned_id
+
+
 class SampledViews(ClassyDataset):
     """A dataset's images as batches of random views, for classy-vision's tasks.
 
@@ -112,6 +126,8 @@ class SampledViews(ClassyDataset):
     ) -> None:
         super().__init__(dataset, batch_size, shuffle=True, transform=transform, num_samples=None)
         self.collator, self.seed = collator, seed
+        # The loader gets no reference to this object: without a circle, its workers end as soon as it is let go.
+        self.keyed_views = KeyedViews(dataset, transform, seed)
         self.num_workers, self.pin_memory, self.prefetch_factor = num_workers, pin_memory, prefetch_factor
         self.multiprocessing_context = multiprocessing_context
         self._loader: DataLoader[Any] | None = None
@@ -121,11 +137,7 @@ class SampledViews(ClassyDataset):
 
     def __getitem__(self, key: _Key) -> _Sample:
         """``(asked id, views, returned id)`` of ``key = (image_id, epoch)``."""
-        image_id, epoch = key
-        image, returned_id = self.dataset[image_id]
-        # The asked id seeds the views: an image that also stands in for an unreadable one does not come twice alike.
-        generator = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, image_id]))
-        return image_id, self.transform(image, generator), returned_id
+        return self.keyed_views[key]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,7 +161,7 @@ class SampledViews(ClassyDataset):
         sampler.epoch, sampler.start_step = current_phase_id, start_step
         if self._loader is None:
             self._loader = make_loader(
-                self,
+                self.keyed_views,
                 _SettableSampler(sampler),
                 WithUnreadable(self.collator),
                 self.num_workers,
@@ -244,12 +256,12 @@ def evaluation_loader(
     collator = collator or ViewCollator()
     first, end = (len(dataset) * part // world_size for part in (rank, rank + 1))
     keys = [[(i, 0) for i in range(start, min(start + batch_size, end))] for start in range(first, end, batch_size)]
-    views = SampledViews(dataset, transform, collator, batch_size)
+    views = KeyedViews(dataset, transform)
     return make_loader(views, keys, WithUnreadable(collator, with_asked=True), num_workers, pin_memory)
 
 
 def make_loader(
-    views: SampledViews,
+    views: KeyedViews,
     batch_sampler: Any,
     collate: Callable[[Sequence[_Sample]], dict[str, Any]],
     num_workers: int,
