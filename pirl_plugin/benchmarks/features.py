@@ -1,0 +1,178 @@
+"""Features of frozen weights: each image passes the trunk once, for all layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pirl_plugin.benchmarks.context import BenchmarkContext
+from pirl_plugin.data.loading import evaluation_loader
+from pirl_plugin.models.normalize import Normalize
+from pirl_plugin.records import memory_gib
+
+EMBEDDING = "embedding"
+# (channels, side of the map) -> kernel, stride, padding: Goyal et al. 2019 for a ResNet-50 at 224 pixels
+_GOYAL_POOLS = {
+    (64, 112): (10, 10, 4),
+    (256, 56): (16, 8, 0),
+    (512, 28): (13, 5, 0),
+    (1024, 14): (8, 3, 0),
+    (2048, 7): (6, 1, 0),
+}
+_GOYAL_DIMS = 9000
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the readable images of a labelled dataset.
+
+    Attributes:
+        of: ``{name: (N, D) float32}`` on the device, rows in the order of image ids.
+        labels: ``(N,)`` int64 on the device.
+        num_classes: C; labels are in ``[0, C)``.
+        unreadable: number of images left out because they could not be read.
+    """
+
+    of: dict[str, Tensor]
+    labels: Tensor
+    num_classes: int
+    unreadable: int
+
+
+def grid_pool(x: Tensor) -> Tensor:
+    """Average pooling of a feature map to about 9,000 numbers, ``(B, C, H, W)`` to ``(B, C * s * s)``.
+
+    A ResNet-50's maps at 224 pixels get the kernels, strides and padding of Goyal et al. 2019 (9,216 or 8,192 numbers);
+    other maps an adaptive ``s x s`` grid with s the whole number nearest to ``sqrt(9000 / C)``, at most the map's side.
+    """
+    _, channels, height, width = x.shape
+    pool = _GOYAL_POOLS.get((channels, height)) if height == width else None
+    if pool is not None:
+        return F.avg_pool2d(x, *pool).flatten(1)
+    side = max(1, round((_GOYAL_DIMS / channels) ** 0.5))
+    return F.adaptive_avg_pool2d(x, (min(side, height), min(side, width))).flatten(1)
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """Global average pooling, ``(B, C, H, W)`` to ``(B, C)``."""
+    return x.mean(dim=(2, 3))
+
+
+POOLINGS = {"avg": global_pool, "grid": grid_pool}
+
+
+def extract(context: BenchmarkContext, dataset: Any, names: Sequence[str], pooling: str, what: str) -> Features:
+    """Pooled features of the trunk's layers, and the image head's embedding, of every readable image.
+
+    Args:
+        context: the weights and how to run them.
+        dataset: labelled images.
+        names: layers of the trunk, and/or ``embedding``.
+        pooling: ``avg`` or ``grid`` (see ``grid_pool``).
+        what: name of the split, for the progress bar.
+
+    Raises:
+        ValueError: a dataset without class labels, no readable image, features that are not finite, or ones that would
+            not fit into memory.
+    """
+    labels = class_labels(dataset, what)
+    loader = evaluation_loader(
+        dataset, context.transform, context.batch_size, context.num_workers, pin_memory=context.device.type == "cuda"
+    )
+    normalize = Normalize().to(context.device)
+    rows: dict[str, Tensor] = {}
+    kept: list[Tensor] = []
+    filled = 0
+    for batch in context.progress(loader, len(loader), f"features of {what}"):
+        readable = batch["asked"] == batch["target"]  # a replaced image would be counted twice
+        found = _batch_features(context, normalize(batch["input"]["image"].to(context.device)), names, pooling)
+        for name, x in found.items():
+            if name not in rows:
+                rows[name] = _allocate(len(dataset), x, name, context.device)
+            rows[name][filled : filled + int(readable.sum())] = x[readable.to(x.device)]
+        filled += int(readable.sum())
+        kept.append(batch["target"][readable])
+    if filled == 0:
+        raise ValueError(f"no image of the {what} split could be read.")
+    of = {name: x[:filled] for name, x in rows.items()}
+    for name, x in of.items():
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"the {name} features of the {what} split are not finite: the weights have diverged.")
+    of_images = torch.from_numpy(labels)[torch.cat(kept)].to(context.device)
+    return Features(of, of_images, int(labels.max()) + 1, len(dataset) - filled)
+
+
+def class_labels(dataset: Any, what: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Class of each image, ``(N,)`` int64.
+
+    Raises:
+        ValueError: the dataset has none.
+    """
+    labels = getattr(dataset, "labels", None)
+    if labels is None:
+        raise ValueError(
+            f"the {what} split has no class labels, which this benchmark needs: use a folder with one sub-folder per "
+            "class, or a list file with labels."
+        )
+    return np.asarray(labels, dtype=np.int64)
+
+
+def train_and_test(
+    context: BenchmarkContext, names: Sequence[str], pooling: str
+) -> tuple[Features, Features, int, dict[str, Any]]:
+    """Features of both splits, the number of classes, and what to note about them.
+
+    Raises:
+        ValueError: classes of the test split that the training split does not have, or does not call the same.
+    """
+    ours, theirs = (list(getattr(split, "class_names", []) or []) for split in (context.train, context.test))
+    if ours != theirs:
+        different = sorted(set(ours) ^ set(theirs))[:5]
+        raise ValueError(
+            f"the train and test splits have different classes, for example {different}: use matching splits."
+        )
+    train = extract(context, context.train, names, pooling, "train")
+    test = extract(context, context.test, names, pooling, "test")
+    classes = max(train.num_classes, test.num_classes, len(ours))
+    notes = {
+        "num_train": len(train.labels),
+        "num_test": len(test.labels),
+        "num_classes": classes,
+        "unreadable_train": train.unreadable,
+        "unreadable_test": test.unreadable,
+    }
+    return train, test, classes, notes
+
+
+@torch.no_grad()
+def _batch_features(
+    context: BenchmarkContext, images: Tensor, names: Sequence[str], pooling: str
+) -> Mapping[str, Tensor]:
+    layers = [name for name in names if name != EMBEDDING]
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=context.precision == "bf16"):
+        found: dict[str, Tensor] = {}
+        if layers:
+            maps = context.trunk.features(images, layers)  # type: ignore[operator]
+            found = {name: POOLINGS[pooling](x.float()) for name, x in maps.items()}
+        if EMBEDDING in names:
+            if context.model is None:
+                raise ValueError("these weights have no image head, so no embedding: use features=trunk.")
+            found[EMBEDDING] = context.model({"image": images})["image"].float()
+    return found
+
+
+def _allocate(count: int, x: Tensor, name: str, device: torch.device) -> Tensor:
+    size = count * x.shape[1] * 4 / 2**30
+    available = memory_gib() if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory / 2**30
+    if available is not None and size > 0.6 * available:
+        raise ValueError(
+            f"the {name} features of {count} images ({x.shape[1]} numbers each) take {size:.1f} GiB of "
+            f"{available:.1f}: use pooling=avg or fewer layers."
+        )
+    return torch.empty(count, x.shape[1], device=device)
