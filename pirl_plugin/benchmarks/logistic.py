@@ -128,8 +128,8 @@ def choose_l2(
 def held_out_parts(labels: Tensor, parts: int, generator: torch.Generator) -> list[Tensor]:
     """Disjoint random parts with about as many images of each class, bool ``(N,)`` each.
 
-    The only image of a class is in none: without it the class would be unknown to the fit. There may be fewer parts than
-    asked for where there are hardly any images.
+    The only image of a class is in none: without it the class would be unknown to the fit. There may be fewer parts
+    than asked for where there are hardly any images.
     """
     part_of = torch.full((len(labels),), -1)
     on_host = labels.cpu()
