@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from pirl_plugin.commands.list import main
+from pirl_plugin.listing import as_text, components
+from pirl_plugin.registry import REGISTRIES, ours
+from pirl_plugin.schema import PROVIDED, ConfigError, Fraction, PositiveInt
+
+
+class Bank:
+    """A bank for this test.
+
+    And more.
+    """
+
+    def __init__(
+        self,
+        num_rows: Annotated[PositiveInt, PROVIDED],
+        size: PositiveInt,
+        lam: Fraction | None = None,
+        on: bool = True,
+    ) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRIES["memory_bank"], "bank_of_the_list_test", Bank)
+
+
+def test_a_component_with_all_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory_bank"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "memory_bank"
+    start = next(i for i, line in enumerate(shown) if line.startswith("  bank_of_the_list_test"))
+    assert [line.strip() for line in shown[start : start + 5]] == [
+        "bank_of_the_list_test  A bank for this test.",
+        "num_rows: int >= 1 (given by the surrounding code)",
+        "size: int >= 1 (required)",
+        "lam: float >= 0, <= 1 or null = null",
+        "on: bool = true",
+    ]
+
+
+def test_every_name_of_the_package_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    listed = {(item["kind"], item["name"]) for item in json.loads(capsys.readouterr().out)}
+    assert listed == {(kind, name) for kind in REGISTRIES for name in ours(kind)}
+    assert ("hook", "metrics_jsonl") in listed
+
+
+def test_brief_leaves_the_parameters_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory_bank", "--brief"]) == 0
+    assert "num_rows" not in capsys.readouterr().out
+
+
+def test_host_adds_what_comes_with_classy_vision() -> None:
+    names = {info.name for info in components(["loss"], host=True)}
+    assert "label_smoothing_cross_entropy" in names - {info.name for info in components(["loss"])}
+
+
+def test_all_of_the_hosts_components_can_be_described() -> None:
+    assert "classy_vision" in components(host=True)[0].defined_in
+    assert len(as_text(components(host=True))) > 1000
+
+
+def test_every_component_says_what_it_is() -> None:
+    assert [f"{info.kind} {info.name}" for info in components() if not info.summary] == []
+
+
+def test_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'loss'"):
+        components(["los"])
+    assert main(["los"]) == 2
+    assert "Unknown kind 'los'. Available: task, dataset" in capsys.readouterr().err
+
+
+def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugin_of_the_list_test.py").write_text(
+        "from pirl_plugin.registry import REGISTRIES\nREGISTRIES['collator']['from_a_plugin'] = dict\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert main(["--plugins", "plugin_of_the_list_test"]) == 0
+        assert "from_a_plugin" in ours("collator")
+    finally:
+        REGISTRIES["collator"].pop("from_a_plugin", None)
+
+
+def test_a_plugin_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plugins", "nobody_wrote_this"]) == 2
+    assert "nobody_wrote_this" in capsys.readouterr().err
+
+
+def test_an_empty_list_says_so() -> None:
+    assert as_text([]) == "Nothing is registered."
+
+
+def test_the_tool_runs_from_anywhere(repository_root: Path, tmp_path: Path) -> None:
+    tool = [sys.executable, str(repository_root / "tools" / "list.py"), "--help"]
+    done = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Lists every registered component" in done.stdout
