@@ -1,0 +1,1 @@
+"""Hydra configurations, installed with the package so that a wheel finds them."""

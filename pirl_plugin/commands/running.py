@@ -1,0 +1,59 @@
+"""What every command shares: logging, exit codes, one clear line on a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pirl_plugin.schema import ConfigError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def exit_code(action: Callable[[], None], debug: bool = False) -> int:
+    """Runs a command's work and turns what it raises into a message and an exit code.
+
+    Returns:
+        0; 2 for a configuration that cannot be built; 1 for what went wrong later; 130 for Ctrl-C.
+    """
+    try:
+        action()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ConfigError as error:
+        if debug:
+            raise
+        count = len(error.problems)
+        print(f"error: {count} problem{'s' if count > 1 else ''} in the configuration", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return USAGE
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if debug:
+            raise
+        logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def log_to(folder: Path | None) -> None:
+    """Our own messages to the terminal, everything to ``folder/log.txt``; nothing but warnings without a folder."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.setLevel(logging.WARNING if folder is None else logging.INFO)
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.addFilter(lambda record: record.name.startswith("pirl_plugin") or record.levelno >= logging.WARNING)
+    root.addHandler(terminal)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("pirl_plugin").setLevel(logging.DEBUG)
+        root.addHandler(file)
+    logging.captureWarnings(True)

@@ -1,0 +1,51 @@
+"""The one place that writes a memory bank."""
+
+from __future__ import annotations
+
+import torch
+from classy_vision.hooks import ClassyHook, register_hook
+from classy_vision.tasks import ClassyTask
+from torch import Tensor
+
+from pirl_plugin.registry import Configurable
+from pirl_plugin.schema import checked
+
+
+@register_hook("memory_bank_update")
+@checked
+class MemoryBankUpdateHook(Configurable, ClassyHook):
+    """Moves each image's bank row towards its newest embedding, once per optimiser step, never in evaluation.
+
+    The host calls ``on_step`` after the optimiser has stepped, so the loss has read the old rows by then. Under gradient
+    accumulation the micro-batches of one optimiser step are written together.
+
+    Args:
+        view: the view whose embedding is stored; PIRL stores the untransformed image's.
+    """
+
+    on_phase_start = on_phase_end = on_end = ClassyHook._noop
+
+    def __init__(self, view: str = "image") -> None:
+        super().__init__()
+        self.view = view
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def on_start(self, task: ClassyTask) -> None:
+        """Makes the rows identical on all ranks: each has drawn its own random ones."""
+        task.base_loss.memory_bank.synchronize()
+
+    def on_step(self, task: ClassyTask) -> None:
+        """Writes what the last optimiser step has seen."""
+        if not task.train:
+            return
+        batch = task.last_batch
+        self._waiting.append((batch.sample["target"], batch.output[self.view].detach()))
+        if _optimizer_stepped(task):
+            ids, embeddings = zip(*self._waiting, strict=True)
+            self._waiting = []
+            task.base_loss.memory_bank.update(torch.cat(ids), torch.cat(embeddings))
+
+
+def _optimizer_stepped(task: ClassyTask) -> bool:
+    """From the host's own counters (``num_updates`` counts images), so that it holds for any of its tasks."""
+    return (task.num_updates // task.get_global_batchsize()) % task.optimizer_period == 0

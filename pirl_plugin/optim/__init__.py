@@ -1,0 +1,5 @@
+"""Optimisers with a learning rate schedule."""
+
+from pirl_plugin.optim.scheduled_sgd import ScheduledSGD
+
+__all__ = ["ScheduledSGD"]

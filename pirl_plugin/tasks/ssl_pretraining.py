@@ -1,0 +1,315 @@
+"""Self-supervised pretraining on classy-vision's task and trainers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from classy_vision.generic.util import Timer, recursive_copy_to_gpu
+from classy_vision.tasks import ClassificationTask, register_task
+from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatchInfo
+from torch import Tensor
+
+from pirl_plugin import distributed
+from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.models.trunks import bfloat16_hazards
+from pirl_plugin.registry import Configurable, build, completed, lookup
+from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked, parameters
+
+ComponentConfig = Mapping[str, Any]
+_PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
+_BANK_HOOK = [{"name": "memory_bank_update"}]
+
+
+@register_task("ssl_pretraining")
+@checked
+class SSLPretrainingTask(Configurable, ClassificationTask):
+    """Pretrains a trunk without labels: views of each image, one loss, one optimiser.
+
+    Args:
+        dataset: images with stable ids.
+        transform: draws the views of one image.
+        collator: makes a batch of them.
+        trunk: the network to pretrain.
+        heads: one head for each view, by the view's name.
+        loss: gets the heads' outputs and the image ids; a ``num_images`` it takes comes from the dataset when null.
+        optimizer: optimiser with its learning rate schedule.
+        hooks: what happens besides training; the memory bank's update is one of them.
+        checkpoint: the hook that saves and restores the run, without its name; null saves nothing.
+        num_epochs: passes over the dataset.
+        batch_size: images per process and step.
+        accumulate_steps: batches whose gradients make one optimiser step.
+        num_workers: processes that make the views; 0 makes them in the training process.
+        seed: of the weights, the bank, the order, the views and the negatives.
+        device: ``auto`` takes a GPU where there is one.
+        precision: ``bf16`` runs the model under autocast; weights, loss and bank stay float32.
+        channels_last: memory layout of the weights, and so of everything that passes through them.
+        compile: compile the trunk with ``torch.compile``.
+        sync_batch_norm: batch statistics over all processes (GPU only, as in torch).
+        clip_grad_norm: largest norm of the gradient; null does not clip.
+        log_every: optimiser steps between logged values; only there the host waits for the device.
+        method: name of the method, for the records.
+        run_dir: folder of the run; null writes nothing.
+        plugins: modules to import first, for the components they register.
+    """
+
+    def __init__(
+        self,
+        dataset: Annotated[ComponentConfig, Component("dataset")],
+        transform: Annotated[ComponentConfig, Component("transform")],
+        collator: Annotated[ComponentConfig, Component("collator")],
+        trunk: Annotated[ComponentConfig, Component("model")],
+        loss: Annotated[ComponentConfig, Component("loss")],
+        heads: Mapping[str, Annotated[ComponentConfig, Component("head")]] | None = None,
+        optimizer: Annotated[ComponentConfig, Component("optimizer")] | None = None,
+        hooks: list[Annotated[ComponentConfig, Component("hook")]] | None = None,
+        checkpoint: Annotated[ComponentConfig, Component("hook")] | None = None,
+        num_epochs: PositiveInt = 1,
+        batch_size: PositiveInt = 32,
+        accumulate_steps: PositiveInt = 1,
+        num_workers: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["float32", "bf16"] = "float32",
+        channels_last: bool = False,
+        compile: bool = False,
+        sync_batch_norm: bool = False,
+        clip_grad_norm: PositiveFloat | None = None,
+        log_every: PositiveInt = 50,
+        method: str = "pirl",
+        run_dir: str | None = None,
+        plugins: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda was asked for, but torch sees no GPU: use device=cpu or install a CUDA build.")
+        self.seed, self.method, self.log_every = seed, method, log_every
+        self.run_dir = Path(run_dir) if run_dir else None
+        self.accumulate_steps, self.precision = accumulate_steps, precision
+        self.channels_last, self.compile_trunk = channels_last, compile
+        self.health: dict[str, float] = {}
+        self.config: dict[str, Any] = {}
+
+        self.set_use_gpu(device == "cuda" or (device == "auto" and torch.cuda.is_available()))
+        self.set_num_epochs(num_epochs)
+        self.set_clip_grad_norm(clip_grad_norm)
+        source = build("dataset", dataset)
+        views = SampledViews(
+            source, build("transform", transform), build("collator", collator), batch_size, seed=seed, num_workers=num_workers
+        )
+        self.set_dataset(views, "train")
+        with torch.random.fork_rng(devices=[]):  # the same weights and bank on every rank, the caller's generator untouched
+            torch.manual_seed(seed)
+            self.set_model(build("model", {"name": "ssl_model", "trunk": trunk, "heads": heads or _PIRL_HEADS}))
+            self.set_loss(build("loss", with_num_images(loss, len(source))))
+        self.set_optimizer(build("optimizer", optimizer or {"name": "scheduled_sgd"}))
+        saving = [build("hook", checkpoint)] if checkpoint else []
+        self.set_hooks([build("hook", hook) for hook in (_BANK_HOOK if hooks is None else hooks)] + saving)
+        self._check_that_the_bank_is_written()
+        if sync_batch_norm:
+            self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
+        """Builds the task; ``task.config`` is the configuration with every derived value filled in."""
+        task: SSLPretrainingTask = super().from_config(config)
+        task.config = completed(
+            "task",
+            {
+                "name": "ssl_pretraining",
+                **copy.deepcopy(dict(config)),
+                "loss": with_num_images(config["loss"], len(task.datasets["train"])),
+            },
+        )
+        return task
+
+    # -- where the run is --------------------------------------------------------------------------------------------
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one optimiser step over all processes."""
+        return int(self.get_global_batchsize()) * self.accumulate_steps
+
+    @property
+    def images_seen(self) -> int:
+        """Images that gradients have been computed for; the host calls the counter ``num_updates``."""
+        return int(self.num_updates)
+
+    @property
+    def step_idx(self) -> int:
+        """Optimiser steps made."""
+        return self.images_seen // self.global_batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch, rounded down."""
+        return int(self.datasets["train"].steps_per_epoch) // self.accumulate_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return int(self.datasets["train"].steps_per_epoch) * int(self.num_epochs) // self.accumulate_steps
+
+    @property
+    def epoch(self) -> int:
+        """Current epoch, from 0; -1 before the first."""
+        return int(self.train_phase_idx)
+
+    @property
+    def is_update_step(self) -> bool:
+        """Whether the last batch ended in an optimiser step."""
+        return self.images_seen % self.global_batch_size == 0
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether values of the last batch are logged, so that waiting for the device is allowed."""
+        return self.is_update_step and self.step_idx % self.log_every == 0
+
+    @property
+    def where(self) -> float:
+        """Fraction of the training done, in [0, 1]."""
+        return self.step_idx / self.total_steps
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device("cuda", torch.cuda.current_device()) if self.use_gpu else torch.device("cpu")
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Moves everything to its device and restores a checkpoint, if one was set."""
+        self._refuse_wrong_bfloat16_gradients()
+        self.simulated_global_batchsize = self.global_batch_size
+        self._nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
+        if self.channels_last:
+            self.base_model.to(memory_format=torch.channels_last)
+        # ranks draw different negatives; a restored run takes its own state instead, in the checkpoint hook
+        torch.manual_seed(self.seed * 100_003 + distributed.rank())
+        super().prepare()
+        if self.compile_trunk:
+            self.base_model.trunk.compile()
+
+    def prepare_optimizer(self, optimizer: Any, model: torch.nn.Module, loss: torch.nn.Module | None = None) -> None:
+        """Parameter groups and schedule, now that the number of processes is known."""
+        schedule = optimizer.lr_scheduler(self.global_batch_size, self.num_epochs)
+        modules = [model] if loss is None else [model, loss]
+        optimizer.set_param_groups(optimizer.param_groups_of(*modules, lr=schedule))
+
+    def build_dataloaders_for_current_phase(self) -> None:
+        """This epoch's batches; of an epoch that a checkpoint was written in, those that are left."""
+        views = self.datasets["train"]
+        done = self.images_seen // views.get_global_batchsize() - self.epoch * views.steps_per_epoch
+        self.dataloader = views.iterator(current_phase_id=self.epoch, start_step=done, pin_memory=self.use_gpu)
+
+    def set_classy_state(self, state: dict[str, Any]) -> None:
+        """Restores a checkpoint; an epoch that it was written in is entered again where it was left."""
+        super().set_classy_state(state)
+        views = self.datasets["train"]
+        batches = self.images_seen // views.get_global_batchsize()
+        if batches < (self.train_phase_idx + 1) * views.steps_per_epoch:
+            self.phase_idx -= 1  # the host's next phase is then this one
+            self.train_phase_idx -= 1
+
+    # -- one step --------------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
+        self.last_batch = None
+        with Timer() as timer:
+            sample = next(self.data_iterator)
+        if self.use_gpu:
+            unreadable = sample.pop("unreadable", None)
+            sample = {**recursive_copy_to_gpu(sample, non_blocking=True), "unreadable": unreadable}
+        waits = not self._should_do_step() and self.distributed_model is not None
+        with self.distributed_model.no_sync() if waits else contextlib.nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                output = self.compute_model(sample)
+            loss = self.compute_loss(output, sample)
+            self.run_optimizer(loss)
+        self.losses.append(loss.detach())
+        self.num_updates += self.get_global_batchsize()
+        self.last_batch = LastBatchInfo(
+            loss=loss.detach(),
+            output={view: embedding.detach() for view, embedding in output.items()},
+            target=sample["target"],
+            sample=sample,
+            step_data={"sample_fetch_time": timer.elapsed_time},
+        )
+        if self.is_log_step:
+            self._raise_if_nonfinite()
+
+    def compute_model(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Embeddings by view."""
+        return self.model(sample["input"])
+
+    def check_inf_nan(self, loss: Tensor) -> None:
+        """Notes a non-finite loss on the device; raised at the next logged step, at once on the CPU."""
+        self._nonfinite |= ~torch.isfinite(loss.detach())
+        if not self.use_gpu:
+            self._raise_if_nonfinite()
+
+    def _raise_if_nonfinite(self) -> None:
+        if self._nonfinite:
+            raise FloatingPointError(
+                f"The loss is not finite at or before step {self.step_idx} (epoch {self.epoch}, learning rate "
+                f"{self.optimizer.options_view.lr}): lower optimizer.lr, warm up longer, or see the log for the first one."
+            )
+
+    # -- the host's bookkeeping, for outputs that are dictionaries and losses that stay on the device --------------------
+
+    def update_meters(self, model_output: Mapping[str, Tensor], sample: Mapping[str, Any]) -> None:
+        """There is nothing to classify: the host's meters do not apply."""
+
+    def synchronize_losses(self) -> None:
+        """Mean over processes of every step's loss, as numbers."""
+        if self.losses:
+            self.losses = distributed.all_reduce_mean(torch.stack(self.losses).float()).tolist()
+
+    def on_phase_end(self) -> None:
+        """End of an epoch."""
+        self._raise_if_nonfinite()
+        super().on_phase_end()
+
+    # -- mistakes that a signature cannot show ---------------------------------------------------------------------------
+
+    def _check_that_the_bank_is_written(self) -> None:
+        writers = [hook for hook in self.hooks if type(hook) is lookup("hook", "memory_bank_update")]
+        if hasattr(self.base_loss, "memory_bank") and not writers:
+            raise ValueError(
+                "The loss has a memory bank, but no hook writes it: add {'name': 'memory_bank_update'} to hooks."
+            )
+        if writers and not hasattr(self.base_loss, "memory_bank"):
+            raise ValueError("hooks hold memory_bank_update, but the loss has no memory bank: take the hook out.")
+
+    def _refuse_wrong_bfloat16_gradients(self) -> None:
+        if self.precision != "bf16" or self.use_gpu:
+            return
+        _, views, _ = self.datasets["train"][(0, 0)]
+        for name, view in views.items():
+            hazards = bfloat16_hazards(self.base_model.trunk, view.shape[-2], view.shape[-1])
+            if hazards:
+                raise ValueError(
+                    f"precision=bf16 on the CPU gives wrong gradients for the view {name!r} of {view.shape[-2]} pixels: "
+                    f"{hazards[0]} sees a 1x1 input (a fault of torch's CPU kernels). Use precision=float32, larger "
+                    "views, or trunk.stem=small."
+                )
+
+
+def with_num_images(loss: ComponentConfig, num_images: int) -> dict[str, Any]:
+    """Fills in the number of training images for a loss that takes it.
+
+    Raises:
+        ValueError: the configuration states another number.
+    """
+    if "num_images" not in parameters(lookup("loss", loss["name"])):
+        return dict(loss)
+    stated = loss.get("num_images")
+    if stated not in (None, num_images):
+        raise ValueError(f"loss.num_images is {stated}, but the dataset has {num_images} images: leave it null.")
+    return {**loss, "num_images": num_images}
+
