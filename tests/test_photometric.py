@@ -193,6 +193,13 @@ def test_released_settings_draw_the_released_distribution():
     assert abs(np.corrcoef([gray, flip, together[0]]) - np.eye(3)).max() < 0.03
 
 
+def test_jitter_happens_as_a_whole_or_not_at_all():
+    codes, _ = drawn(PhotometricSettings(jitter_probability=0.8))
+    happened = codes[:, :4] != Operation.NONE
+    assert (happened.all(axis=1) == happened.any(axis=1)).all()
+    assert happened.all(axis=1).mean() == pytest.approx(0.8, abs=0.015)
+
+
 def test_strengths_fill_their_ranges():
     _, strengths = drawn(PhotometricSettings(blur_probability=1.0))
     ranges = {

@@ -110,14 +110,12 @@ def _hue(view: Any, shift: Any) -> None:
         q = np.uint8(np.int32(np.float64(v) * (1.0 - np.float64(fs * f)) + 0.5))
         t = np.uint8(np.int32(np.float64(v) * (1.0 - np.float64(fs) * (1.0 - np.float64(f))) + 0.5))
         top = np.uint8(np.int32(v))
-        s = np.int32(sector)
+        s = np.int32(sector)  # 0..6; 6, of the byte 255 alone, is red again, as 0
         if saturation == 0:
             p, q, t = top, top, top
         view[0, i] = top if s == 0 or s >= 5 else (q if s == 1 else (t if s == 4 else p))
         view[1, i] = top if s == 1 or s == 2 else (t if s == 0 or s == 6 else (q if s == 3 else p))
         view[2, i] = top if s == 3 or s == 4 else (t if s == 2 else (q if s == 5 else p))
-        if s == 6:  # the byte 255 is red again
-            view[0, i] = top
 
 
 @_compiled
