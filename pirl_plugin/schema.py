@@ -15,7 +15,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -103,7 +103,7 @@ def metadata(annotation: Any, kind: type) -> list[Any]:
 
 
 def component_kind(annotation: Any) -> str | None:
-    """Kind of the component, or of the components in a list or mapping, that an annotation asks for; None for others."""
+    """Kind of the component, or of those in a list or mapping, that an annotation asks for; None for others."""
     kinds = metadata(annotation, Component)
     return kinds[0].kind if kinds else None
 
@@ -196,19 +196,22 @@ def checked(cls: _Class) -> _Class:
 
 def describe(annotation: Any) -> str:
     """A short human name of an annotation, for messages and tables."""
-    if metadata(annotation, Component):
-        return f"a {metadata(annotation, Component)[0].kind} configuration ({{'name': ...}})"
-    text = str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
-    if typing.get_origin(annotation) is Annotated:
-        inner, *extra = typing.get_args(annotation)
-        bounds = ", ".join(_bound(item) for item in extra if _bound(item))
-        return f"{describe(inner)} {bounds}".strip()
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(repr(choice) for choice in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else describe(part) for part in typing.get_args(annotation))
-    if typing.get_origin(annotation) is list:
-        return f"list of {describe(typing.get_args(annotation)[0])}"
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if metadata_here(annotation):
+        kind = metadata_here(annotation)[0].kind
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} configuration ({{'name': ...}})"
+    if origin is Annotated:
+        bounds = ", ".join(_bound(item) for item in parts[1:] if _bound(item))
+        return f"{describe(parts[0])} {bounds}".strip()
+    if origin is typing.Literal:
+        return " | ".join(repr(choice) for choice in parts)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else describe(part) for part in parts)
+    if parts and origin in (list, Sequence):
+        return f"list of {describe(parts[0])}"
+    if parts and origin in (dict, Mapping):
+        return "mapping" if parts[1] is Any else f"mapping of {describe(parts[1])}"
+    text = str(annotation) if origin else getattr(annotation, "__name__", str(annotation))
     return text.replace("typing.", "")
 
 

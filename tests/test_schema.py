@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Interval
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -235,8 +236,13 @@ def test_the_error_survives_a_worker_process() -> None:
         (Literal["a", 1], "'a' | 1"),
         (Literal["auto"] | PositiveInt, "'auto' or int >= 1"),
         (list[PositiveInt], "list of int >= 1"),
-        (dict[str, Any], "dict[str, Any]"),
-        (Bank | None, "a memory_bank configuration ({'name': ...})"),
+        (Sequence[PositiveFloat], "list of float > 0"),
+        (list[Annotated[float, Interval(gt=0, le=1)]], "list of float > 0, <= 1"),
+        (dict[str, Any], "mapping"),
+        (Bank | None, "a memory_bank configuration ({'name': ...}) or null"),
+        (list[Bank], "list of a memory_bank configuration ({'name': ...})"),
+        (dict[str, Bank], "mapping of a memory_bank configuration ({'name': ...})"),
+        (Annotated[dict[str, Any], Component("optimizer")], "an optimizer configuration ({'name': ...})"),
     ],
 )
 def test_describe(annotation: Any, text: str) -> None:
