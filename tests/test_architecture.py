@@ -7,6 +7,8 @@ breach and see it found.
 from __future__ import annotations
 
 import ast
+import configparser
+import importlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -295,6 +297,16 @@ def test_tools_only_call_a_command(repository_root: Path) -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ours(imported(tree, set())) == {f"{PACKAGE}.commands.{path.stem}"}, path
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 12, path
+
+
+def test_every_installed_command_exists_and_has_its_tool(repository_root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(repository_root / "setup.cfg")
+    for line in setup["options.entry_points"]["console_scripts"].split("\n"):
+        if line:
+            command, module, function = re.fullmatch(r"pirl-(\S+) = ([\w.]+):(\w+)", line).groups()  # type: ignore[union-attr]
+            assert callable(getattr(importlib.import_module(module), function)), line
+            assert (repository_root / "tools" / f"{command}.py").is_file(), line
 
 
 def tracked_files(root: Path) -> list[Path]:
