@@ -5,7 +5,9 @@
 
 import warnings
 
-with warnings.catch_warnings():  # classy-vision 0.7 imports torchvision and torch modules that have since been deprecated
+with (
+    warnings.catch_warnings()
+):  # classy-vision 0.7 imports torchvision and torch modules that have since been deprecated
     warnings.filterwarnings("ignore", message=".*_(functional|transforms)_video' module is deprecated.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
     import classy_vision.tasks  # noqa: F401

@@ -1,7 +1,7 @@
 """From a command line to a checked plain dictionary: Hydra composes, the constructors' signatures check.
 
-Nothing is rewritten on the way: the composed YAML is what is built. Unknown keys are let through to the check on purpose,
-which then reports all of them at once with their paths and the nearest valid names.
+Nothing is rewritten on the way: the composed YAML is what is built. Unknown keys are let through to the check on
+purpose, which then reports all of them at once with their paths and the nearest valid names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_configs
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import benchmark_configs
 from pirl_plugin import registry
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
 
@@ -27,7 +27,9 @@ CONFIG_FOLDER = Path(benchmark_configs.__file__).parent
 
 def groups() -> dict[str, list[str]]:
     """Configuration groups and their options, as they lie in ``benchmark_configs/``."""
-    folders = sorted(folder for folder in CONFIG_FOLDER.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
+    folders = sorted(
+        folder for folder in CONFIG_FOLDER.iterdir() if folder.is_dir() and not folder.name.startswith("_")
+    )
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
@@ -65,11 +67,16 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
         ConfigError: every problem at once, each with its path.
     """
     problems = import_plugins(config.get("plugins") or [])
-    problems += [Problem(path, "must be set: it has no default.") for path in _missing(config)]
+    problems += unset(config)
     missing = {problem.path for problem in problems}
     problems += [problem for problem in registry.check(kind, config) if problem.path not in missing]
     if problems:
         raise ConfigError(problems)
+
+
+def unset(config: Mapping[str, Any]) -> list[Problem]:
+    """A problem for each value that a YAML leaves to the user (``???``) and the user has not given."""
+    return [Problem(path, f"must be set: {path}=...") for path in _missing(config)]
 
 
 def import_plugins(modules: Sequence[str]) -> list[Problem]:
@@ -103,7 +110,9 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            problems.append(Problem(text, f"is not of the form key=value ({reason}). Quote values with special characters."))
+            problems.append(
+                Problem(text, f"is not of the form key=value ({reason}). Quote values with special characters.")
+            )
     return parsed, problems
 
 
@@ -113,7 +122,9 @@ def _wrong_option(override: Override) -> Problem | None:
     if options is None or override.is_delete() or (isinstance(choice, str) and choice in options):
         return None
     available = ", ".join(options)
-    return Problem(override.key_or_group, f"no option {choice!r}. Available: {available}.{did_you_mean(choice, options)}")
+    return Problem(
+        override.key_or_group, f"no option {choice!r}. Available: {available}.{did_you_mean(str(choice), options)}"
+    )
 
 
 def _forced(override: Override) -> str:

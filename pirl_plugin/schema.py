@@ -182,9 +182,7 @@ def checked(cls: _Class) -> _Class:
         bound = signature.bind(self, *args, **kwargs).arguments  # a wrong keyword is Python's own TypeError
         given = {name: value for name, value in bound.items() if name in parameters(cls)}
         problems = [
-            problem
-            for name, value in given.items()
-            for problem in check_value(parameters(cls)[name][0], value, name)
+            problem for name, value in given.items() for problem in check_value(parameters(cls)[name][0], value, name)
         ]
         if problems:
             raise ConfigError(problems)

@@ -22,7 +22,9 @@ def make_loss(**arguments):
 
 def make_batch(dtype=torch.float64, dim=8):
     generator = torch.Generator().manual_seed(1)
-    views = {name: torch.randn(5, dim, generator=generator, dtype=dtype, requires_grad=True) for name in ("image", "patches")}
+    views = {
+        name: torch.randn(5, dim, generator=generator, dtype=dtype, requires_grad=True) for name in ("image", "patches")
+    }
     return views, torch.tensor([3, 7, 0, 49, 21])
 
 
@@ -156,7 +158,9 @@ def test_all_the_others_are_taken_once_where_the_dataset_has_no_more():
 
 def test_shared_and_per_image_agree_where_both_take_every_other_image():
     views, ids = make_batch()
-    values = [make_loss(negatives=mode, num_negatives=49, normalizer=9.0)(views, ids) for mode in ("shared", "per_image")]
+    values = [
+        make_loss(negatives=mode, num_negatives=49, normalizer=9.0)(views, ids) for mode in ("shared", "per_image")
+    ]
     torch.testing.assert_close(values[0], values[1])
 
 
@@ -174,7 +178,9 @@ def test_normalizer_is_n_times_the_mean_of_the_first_training_batch_then_kept():
     assert loss.normalizer == 0  # evaluation never sets it
     loss.train()(views, ids, negative_ids=negative_ids)
     candidates = torch.cat([ids.unsqueeze(1), negative_ids], dim=1)
-    logits = [F.normalize(views[v], dim=1).unsqueeze(1) @ loss.memory_bank.rows[candidates].double().mT / 0.3 for v in views]
+    logits = [
+        F.normalize(views[v], dim=1).unsqueeze(1) @ loss.memory_bank.rows[candidates].double().mT / 0.3 for v in views
+    ]
     expected = 50 * torch.stack(logits).exp().mean().item()
     assert loss.normalizer == pytest.approx(expected, rel=1e-9)
     loss({name: -view for name, view in views.items()}, ids)

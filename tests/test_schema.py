@@ -118,9 +118,7 @@ def test_every_element_of_a_list_is_checked() -> None:
 
 def test_a_misspelt_choice_is_suggested() -> None:
     (problem,) = check_value(Literal["nce", "softmax", "infonce"], "sofmax", "estimator")
-    assert str(problem) == (
-        "estimator: must be 'nce', 'softmax' or 'infonce', got 'sofmax'. Did you mean 'softmax'?"
-    )
+    assert str(problem) == ("estimator: must be 'nce', 'softmax' or 'infonce', got 'sofmax'. Did you mean 'softmax'?")
 
 
 def test_all_problems_at_once_each_with_its_path() -> None:

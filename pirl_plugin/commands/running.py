@@ -12,7 +12,7 @@ from pirl_plugin.schema import ConfigError
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def exit_code(action: Callable[[], None], debug: bool = False) -> int:
+def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     """Runs a command's work and turns what it raises into a message and an exit code.
 
     Returns:

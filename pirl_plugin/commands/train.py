@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -15,9 +14,9 @@ from classy_vision.tasks import build_task
 from classy_vision.trainer import DistributedTrainer, LocalTrainer
 
 from pirl_plugin import config as configs
+from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
-from pirl_plugin.atomic import write_text
 from pirl_plugin.records import environment
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
@@ -122,5 +121,6 @@ def _introduction(task: SSLPretrainingTask, processes: int) -> str:
     return (
         f"{task.method}: {len(task.datasets['train'])} images, {task.num_epochs} epochs, "
         f"{task.datasets['train'].get_batchsize_per_replica()} images x {processes} process(es) a step, "
-        f"{parameters / 1e6:.1f} M parameters, {bank / 1e6:.1f} MB of memory bank, on {task.device}; folder {task.run_dir}"
+        f"{parameters / 1e6:.1f} M parameters, {bank / 1e6:.1f} MB of memory bank, on {task.device}; "
+        f"folder {task.run_dir}"
     )

@@ -131,9 +131,15 @@ def _sharpness(view: Any, height: int, width: int, factor: Any, scratch: Any) ->
             out = plane[y * width :]
             for x in range(1, width - 1):
                 total = (
-                    np.float32(above[x - 1]) + np.float32(above[x]) + np.float32(above[x + 1])
-                    + np.float32(here[x - 1]) + np.float32(here[x]) + np.float32(here[x + 1])
-                    + np.float32(below[x - 1]) + np.float32(below[x]) + np.float32(below[x + 1])
+                    np.float32(above[x - 1])
+                    + np.float32(above[x])
+                    + np.float32(above[x + 1])
+                    + np.float32(here[x - 1])
+                    + np.float32(here[x])
+                    + np.float32(here[x + 1])
+                    + np.float32(below[x - 1])
+                    + np.float32(below[x])
+                    + np.float32(below[x + 1])
                     + _F4 * np.float32(here[x])
                 )
                 smooth = np.float32(np.int32(total * _F13TH + _HALF))

@@ -67,19 +67,19 @@ def crescent(rng: np.random.Generator) -> Outline:
     x = (1 + offset**2 - radius**2) / (2 * offset)  # where the two circles meet
     y = math.sqrt(1 - x**2)
     outer, inner = math.atan2(y, x), math.atan2(y, x - offset)
-    body = np.concatenate([
-        arc(outer, 2 * math.pi - outer),
-        arc(2 * math.pi - inner, inner, radius=radius, centre=(offset, 0)),
-    ])
+    body = np.concatenate(
+        [
+            arc(outer, 2 * math.pi - outer),
+            arc(2 * math.pi - inner, inner, radius=radius, centre=(offset, 0)),
+        ]
+    )
     return [body + np.array([0.25, 0])]
 
 
 def arrow(rng: np.random.Generator) -> Outline:
     """An arrow, upwards."""
     shaft, neck = rng.uniform(0.2, 0.3), rng.uniform(-0.2, 0.05)
-    return [
-        np.array([(0, -1.05), (0.85, neck), (shaft, neck), (shaft, 1), (-shaft, 1), (-shaft, neck), (-0.85, neck)])
-    ]
+    return [np.array([(0, -1.05), (0.85, neck), (shaft, neck), (shaft, 1), (-shaft, 1), (-shaft, neck), (-0.85, neck)])]
 
 
 def heart(rng: np.random.Generator) -> Outline:

@@ -1,10 +1,10 @@
 """The contrast of PIRL (Misra & van der Maaten 2020, arXiv:1912.01991) as pure functions of logits.
 
-A logit is ``s(q, m) / tau``: a cosine similarity over a temperature. Everything stays in log space, so that a temperature of
-0.01 (logits of +-100) neither overflows nor loses the small terms.
+A logit is ``s(q, m) / tau``: a cosine similarity over a temperature. Everything stays in log space, so that a
+temperature of 0.01 (logits of +-100) neither overflows nor loses the small terms.
 
-The three estimators differ in ``h``, the probability that a candidate shows the query's image, and in which terms of Eq. 4
-they keep:
+The three estimators differ in ``h``, the probability that a candidate shows the query's image, and in which terms of
+Eq. 4 they keep:
 
 ========= ========================================================================= ==========================
 estimator ``h``                                                                      loss
@@ -44,9 +44,9 @@ def nce(positive: Tensor, negatives: Tensor, log_normalizer: Tensor | float, num
 def softmax(positive: Tensor, negatives: Tensor) -> Tensor:
     """Eq. 4 with the ``h`` of Eq. 3: a softmax over the positive and its negatives.
 
-    The paper writes Eq. 3 for the positive pair only. For a negative ``m'`` this takes the same denominator, so that the
-    ``h`` of all candidates sum to 1; taken to the letter, ``m'`` would be counted twice and, with one negative, never be
-    pushed away (``h = 1/2`` whatever the similarity).
+    The paper writes Eq. 3 for the positive pair only. For a negative ``m'`` this takes the same denominator, so that
+    the ``h`` of all candidates sum to 1; taken to the letter, ``m'`` would be counted twice and, with one negative,
+    never be pushed away (``h = 1/2`` whatever the similarity).
 
     Args:
         positive: ``(B,)`` logits.
@@ -81,8 +81,9 @@ def log_mean_exp(logits: Tensor) -> Tensor:
 def _log_one_minus_h(logits: Tensor) -> Tensor:
     """``log(1 - softmax(logits))`` of every candidate, exact also where one candidate takes (almost) all.
 
-    Only the largest ``h`` can exceed one half; there ``1 - h`` is the share of all the others, summed anew. Everywhere else
-    ``log1p`` loses nothing. Clamping ``h`` below 1 would be finite too, but would stop the gradient that is needed most.
+    Only the largest ``h`` can exceed one half; there ``1 - h`` is the share of all the others, summed anew. Everywhere
+    else ``log1p`` loses nothing. Clamping ``h`` below 1 would be finite too, but would stop the gradient that is needed
+    most.
     """
     log_total = torch.logsumexp(logits, dim=1, keepdim=True)
     largest = logits.argmax(dim=1, keepdim=True)
@@ -97,7 +98,9 @@ class _GatheredLogits(torch.autograd.Function):
     """``einsum("vbd,bkd->vbk", queries, rows[ids])`` without ever holding the ``(B, K, D)`` block."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, queries: Tensor, rows: Tensor, ids: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, queries: Tensor, rows: Tensor, ids: Tensor, chunk: int
+    ) -> Tensor:
         ctx.save_for_backward(rows, ids)  # type: ignore[attr-defined]
         ctx.chunk = chunk  # type: ignore[attr-defined]
         by_image = queries.transpose(0, 1)  # (B, V, D): one small matrix product per image serves all views

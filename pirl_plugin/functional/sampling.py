@@ -28,7 +28,7 @@ def draw_shared_ids(num_negatives: int, num_images: int, device: torch.device) -
     """One set of candidates for a whole batch; the caller leaves out an image's own id.
 
     Returns:
-        ``(K,)`` ids, uniform with replacement; all ``n`` of them when ``K = num_images - 1`` asks for every other image.
+        ``(K,)`` ids, uniform with replacement; all ``n`` of them when ``K = num_images - 1`` asks for every other one.
     """
     if num_negatives == num_images - 1:
         return torch.arange(num_images, device=device)

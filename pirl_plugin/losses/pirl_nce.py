@@ -25,8 +25,8 @@ class PIRLNCELoss(Configurable, ClassyLoss):
     """``lam * L(g(I^t), m_I) + (1 - lam) * L(f(I), m_I)``, nats, batch mean (PIRL Eq. 5).
 
     ``L`` contrasts an embedding with the bank row ``m_I`` of its own image and with rows of other images; see
-    :mod:`pirl_plugin.functional.nce` for the estimators. Both views share one draw of negatives. The loss only reads the
-    bank; the hook ``memory_bank_update`` writes it.
+    :mod:`pirl_plugin.functional.nce` for the estimators. Both views share one draw of negatives. The loss only reads
+    the bank; the hook ``memory_bank_update`` writes it.
 
     Args:
         num_images: n, rows of the bank: images in the training set.
@@ -38,8 +38,8 @@ class PIRLNCELoss(Configurable, ClassyLoss):
             ``infonce`` (cross entropy).
         negatives: ``per_image`` (App. A: drawn for each data point) or ``shared`` (one set for the batch).
         memory_bank: configuration of the bank.
-        normalizer: Z of the ``nce`` estimator; null estimates it from the first ``normalizer_steps`` training batches, as
-            n times the mean of ``exp(s / tau)`` over all candidates of all ranks, and keeps it from then on.
+        normalizer: Z of the ``nce`` estimator; null estimates it from the first ``normalizer_steps`` training batches,
+            as n times the mean of ``exp(s / tau)`` over all candidates of all ranks, and keeps it from then on.
         normalizer_steps: training batches that Z is averaged over; the released implementation takes 1. Small datasets
             want more: see the README on the fixed normaliser.
         transformed_view: key of the transformed view in the model's output.
@@ -74,7 +74,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
             warnings.warn(
                 f"num_negatives={num_negatives} is more than the other images of a set of {num_images}: "
                 f"using all {num_images - 1} of them.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.num_images, self.dim, self.lam, self.temperature = num_images, dim, lam, temperature
         self.num_negatives = min(num_negatives, num_images - 1)
@@ -115,6 +115,12 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         missing = [view for view in weights if view not in output]
         if missing:
             raise KeyError(f"The loss needs the view {missing[0]!r} (lam={self.lam}); the model gave {sorted(output)}.")
+        for view in weights:
+            if output[view].shape != (len(target), self.dim):
+                raise ValueError(
+                    f"The embedding of view {view!r} must be {(len(target), self.dim)} (batch, loss.dim), got "
+                    f"{tuple(output[view].shape)}: give the head's dim and loss.dim the same value."
+                )
         self.memory_bank.check_ids(target)
         with torch.autocast(target.device.type, enabled=False):
             positive, negative = self._logits([output[view] for view in weights], target, negative_ids)
@@ -127,7 +133,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         return torch.stack(terms).sum()
 
     def _logits(self, views: list[Tensor], target: Tensor, negative_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits with the own row ``(V, B)`` and with the candidates ``(V, B, K)``, the own image among them at -inf."""
+        """Logits with the own row ``(V, B)`` and with the candidates ``(V, B, K)``, the own image there at -inf."""
         dtype = torch.promote_types(views[0].dtype, torch.float32)
         queries = F.normalize(torch.stack(views).to(dtype), dim=-1)
         rows = self.memory_bank.rows
@@ -151,7 +157,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
 
     @torch.no_grad()
     def _update_normalizer(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """log Z to use now. Branches are on the device: no host synchronisation."""
+        """Log Z to use now. Branches are on the device: no host synchronisation."""
         batch = nce.log_mean_exp(torch.cat([positive.unsqueeze(-1), negative], dim=-1).double())
         shift = 1 / self.temperature  # the largest possible logit: the mean over ranks is taken below overflow
         batch = all_reduce_mean((batch - shift).exp()).log() + shift + math.log(self.num_images)

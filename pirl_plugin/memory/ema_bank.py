@@ -48,7 +48,8 @@ class EMAMemoryBank(Configurable, nn.Module):
     def check_ids(self, ids: Tensor) -> None:
         """Raises where an id has no row. On a GPU the check runs there, without waiting for it."""
         valid = ((ids >= 0) & (ids < self.num_images)).all()
-        hint = f"the bank has {self.num_images} rows, valid 0..{self.num_images - 1}: set loss.num_images to the dataset's size."
+        n = self.num_images
+        hint = f"the bank has {n} rows, valid 0..{n - 1}: set loss.num_images to the dataset's size."
         if ids.is_cuda:
             torch._assert_async(valid, f"An image id is outside the memory bank; {hint}")
         elif not valid:
@@ -71,7 +72,9 @@ class EMAMemoryBank(Configurable, nn.Module):
             ValueError: shapes that do not match.
         """
         if embeddings.shape != (ids.shape[0], self.dim):
-            raise ValueError(f"embeddings must be {(ids.shape[0], self.dim)} for these ids, got {tuple(embeddings.shape)}.")
+            raise ValueError(
+                f"embeddings must be {(ids.shape[0], self.dim)} for these ids, got {tuple(embeddings.shape)}."
+            )
         self.check_ids(ids)
         ids = all_gather(ids)
         new = all_gather(F.normalize(embeddings.detach().to(self.rows.dtype), dim=1))
@@ -79,7 +82,9 @@ class EMAMemoryBank(Configurable, nn.Module):
         # torch.unique would make the host wait for a GPU; a (B, B) comparison does not
         same = ids.unsqueeze(0) == ids.unsqueeze(1)
         mean = same.to(new.dtype) @ new / same.sum(dim=1, keepdim=True)
-        mean = mean[same.to(torch.uint8).argmax(dim=1)]  # repeats all carry their first one's bits: any write order will do
+        mean = mean[
+            same.to(torch.uint8).argmax(dim=1)
+        ]  # repeats all carry their first one's bits: any write order will do
 
         old = self.rows[ids]
         mixed = self.momentum * old + (1 - self.momentum) * mean
