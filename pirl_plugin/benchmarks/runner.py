@@ -25,6 +25,7 @@ RANDOM = "random"
 _DEFAULTS: dict[str, Any] = {
     "transform": None,
     "trunk": None,
+    "plugins": None,
     "train_split": "train",
     "test_split": "test",
     "method": None,
@@ -158,6 +159,9 @@ def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
     note: dict[str, Any] = {"weights_format": found.format}
     if found.dropped:
         note["weights_left_out"] = found.dropped
+    images_seen = (checkpoint.get("classy_state_dict") or {}).get("num_updates")
+    if images_seen is not None:
+        note["images_seen"] = int(images_seen)  # of the pretraining, for curves
     return Weights(
         dict(described), found.state, files.training_config(checkpoint), checkpoint, files.sha256_of_file(weights), note
     )
