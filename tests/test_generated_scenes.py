@@ -34,7 +34,8 @@ def test_an_image_depends_on_seed_split_and_id_alone():
     np.testing.assert_array_equal(few.labels, many.labels[:5])
     for other in ({"seed": 1}, {"split": "test"}, {"split": "val"}):
         changed = scenes(num_images=5, **other)
-        assert (pictures(changed, 5) != pictures(few, 5)).any(axis=(1, 2, 3)).all()
+        differing = (pictures(changed, 5) != pictures(few, 5)).any(axis=3).mean(axis=(1, 2))
+        assert (differing > 0.9).all()  # backgrounds are drawn anew, too
         assert changed.fingerprint != scenes(num_images=5).fingerprint
     assert scenes(num_images=5).fingerprint == few.fingerprint == scenes(num_images=5, split="train").fingerprint
 
