@@ -111,7 +111,7 @@ def test_logistic_regression_agrees_with_scikit_learn(l2):
 def test_where_it_starts_does_not_matter():
     x, labels = toy()
     cold = fit_logistic(x, labels, 4, 0.01)
-    warm = fit_logistic(x, labels, 4, 0.01, fit_logistic(x, labels.roll(1), 4, 1e-4))
+    warm = fit_logistic(x, labels, 4, 0.01, start=fit_logistic(x, labels.roll(1), 4, 1e-4))
     torch.testing.assert_close(cold.weight, warm.weight, atol=2e-3, rtol=0)
 
 
@@ -126,9 +126,14 @@ def test_the_chosen_penalty_is_the_best_on_what_was_held_out():
     choice, classifier = choose_l2(x, labels, 2, [1e-5, 0.1], [held_out])
     assert choice.l2 == 0.1
     assert choice.accuracy[0.1] > choice.accuracy[1e-5] + 3
+    assert choice_of_many(x, labels, held_out) == [10.0, 1.0, 0.1, 0.01], "ends with the first that is worse"
     scores = classifier(x[held_out])
     assert top_k_accuracy(scores, labels[held_out], 1) == pytest.approx(choice.accuracy[0.1])
     assert F.cross_entropy(scores, labels[held_out]).item() == pytest.approx(choice.loss[0.1], rel=1e-4)
+
+
+def choice_of_many(x: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor) -> list[float]:
+    return list(choose_l2(x, labels, 2, [1e-5, 1e-3, 0.01, 0.1, 1.0, 10.0], [held_out])[0].loss)
 
 
 def test_held_out_parts_are_disjoint_and_even():
@@ -150,11 +155,25 @@ def test_several_held_out_parts_are_averaged():
     assert together.accuracy[0.01] == pytest.approx(np.average(alone, weights=sizes))
 
 
-def test_standardizer_survives_dead_features():
-    x = torch.stack([torch.tensor([1.0, 3.0, 5.0]), torch.full((3,), 7.0)], dim=1)
-    found = Standardizer.fit(x)(x)
-    torch.testing.assert_close(found[:, 0], torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5)
-    assert found[:, 1].tolist() == [0, 0, 0]
+def test_standardizer_and_its_axes():
+    """The rotated features are those of unit deviation, as seen along uncorrelated axes; dead features are harmless."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(500, 6, generator=g) @ torch.randn(6, 6, generator=g) + 5, torch.full((500, 1), 7.0)], 1)
+    standardize = Standardizer.fit(x)
+    found = standardize(x)
+    second_moment = (found.T @ found / 500).double()
+    torch.testing.assert_close(second_moment, torch.diag(standardize.variance.double()), atol=1e-4, rtol=1e-4)
+    standard = (x[:, :6] - x[:, :6].mean(0)) / x[:, :6].std(0, correction=0)
+    torch.testing.assert_close(found @ found.T, standard @ standard.T, atol=1e-2, rtol=1e-3)
+    assert float(standardize.variance.sum()) == pytest.approx(6, rel=1e-4)
+
+
+def test_preconditioning_changes_the_time_and_not_the_result():
+    """Features of very different scale: the same minimum, whatever the solver is told about them."""
+    x, labels = toy()
+    x = x * torch.logspace(-1.5, 0.5, 12)
+    told, untold = (fit_logistic(x, labels, 4, 0.01, variance, max_iter=3000) for variance in (x.var(0), None))
+    torch.testing.assert_close(told(x).softmax(1), untold(x).softmax(1), atol=2e-3, rtol=0)
 
 
 # -- the pooling and the SGD of Goyal et al. ---------------------------------------------------------------------------

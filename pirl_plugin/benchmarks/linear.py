@@ -106,11 +106,11 @@ class Linear(Configurable):
             more: dict[str, Any] = {"held_out": sum(int(part.sum()) for part in held_out)}
             start, l2 = None, _L2_WITHOUT_A_CHOICE
             if held_out:
-                choice, start = choose_l2(x, train.labels, classes, self.l2, held_out)
+                choice, start = choose_l2(x, train.labels, classes, self.l2, held_out, standardize.variance)
                 l2 = choice.l2
                 more["held_out_loss"] = {f"{key:g}": round(value, 4) for key, value in choice.loss.items()}
                 more["held_out_accuracy"] = {f"{key:g}": round(value, 2) for key, value in choice.accuracy.items()}
-            classifier = fit_logistic(x, train.labels, classes, l2, start)
+            classifier = fit_logistic(x, train.labels, classes, l2, standardize.variance, start)
             scores[layer] = (classifier(standardize(test.of[layer])), {**more, "l2": l2})
         return scores
 

@@ -9,24 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_MOST_AXES = 4096  # above it finding the principal axes takes longer than it saves
+
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Mean and scale of each feature of a training set."""
+    """Zero mean and unit deviation per feature of a training set, then a rotation to its principal axes.
+
+    The rotation changes neither the L2 norm of a classifier nor its scores: it only lets the solver know how much each
+    direction varies, which makes it several times faster.
+
+    Attributes:
+        mean: of each feature.
+        scale: reciprocal deviation of each feature; zero for one that never varies.
+        axes: ``(D, D)`` rotation, or None for more than 4,096 features.
+        variance: of the training set along each new feature, ``(D,)``.
+    """
 
     mean: Tensor
     scale: Tensor
+    axes: Tensor | None
+    variance: Tensor
 
     @classmethod
     def fit(cls, x: Tensor) -> Standardizer:
-        """From ``(N, D)``; a feature that never varies is only centred."""
+        """From ``(N, D)`` float32."""
         deviation, mean = torch.std_mean(x, dim=0, correction=0)
         varies = deviation > 1e-6 * (1 + mean.abs())
-        return cls(mean, torch.where(varies, 1 / deviation.clamp(min=1e-30), torch.zeros_like(deviation)))
+        scale = torch.where(varies, 1 / deviation.clamp(min=1e-30), torch.zeros_like(deviation))
+        if x.shape[1] > _MOST_AXES:
+            return cls(mean, scale, None, varies.to(x.dtype))
+        standard = (x - mean) * scale
+        variance, axes = torch.linalg.eigh((standard.T @ standard).double() / len(x))
+        return cls(mean, scale, axes.to(x.dtype), variance.clamp(min=0).to(x.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Zero mean and unit deviation per feature."""
-        return (x - self.mean) * self.scale
+        """``(N, D)`` to ``(N, D)``."""
+        standard = (x - self.mean) * self.scale
+        return standard if self.axes is None else standard @ self.axes
 
 
 @dataclass(frozen=True)
@@ -42,40 +62,55 @@ class Classifier:
 
 
 def fit_logistic(
-    x: Tensor, labels: Tensor, num_classes: int, l2: float, start: Classifier | None = None, max_iter: int = 300
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: float,
+    variance: Tensor | None = None,
+    start: Classifier | None = None,
+    tolerance: float = 1e-5,
+    max_iter: int = 500,
 ) -> Classifier:
     """Minimises ``mean cross entropy + l2 / 2 * ||weight||^2`` by L-BFGS; the bias is free.
 
+    The Hessian is at most ``variance / 2 + l2`` along uncorrelated features (Boehning 1992), by whose square root the
+    solver's coordinates are scaled.
+
     Args:
-        x: standardised features, ``(N, D)`` float32.
+        x: features, ``(N, D)`` float32.
         labels: ``(N,)`` int64 in ``[0, num_classes)``.
         num_classes: C.
         l2: weight of the penalty, >= 0.
-        start: where to start; zero by default. The problem is convex: it changes the time, not the end.
+        variance: of each feature, ``(D,)``; one by default. Like ``start`` it changes the time, not the result.
+        start: where to start; zero by default.
+        tolerance: largest entry of the gradient to end with, in coordinates of curvature about 1.
         max_iter: L-BFGS iterations at most.
     """
-    weight = torch.zeros(x.shape[1], num_classes, device=x.device) if start is None else start.weight.clone()
-    bias = torch.zeros(num_classes, device=x.device) if start is None else start.bias.clone()
+    curvature = (0.5 if variance is None else variance[:, None] / 2) + l2 + 1e-6
+    unit = torch.as_tensor(curvature, device=x.device, dtype=x.dtype).rsqrt()
+    zero = Classifier(x.new_zeros(x.shape[1], num_classes), x.new_zeros(num_classes))
+    weight, bias = (start or zero).weight / unit, (start or zero).bias.clone()
     weight.requires_grad_(True)
     bias.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=max_iter,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-7,
+        tolerance_grad=tolerance,
+        tolerance_change=0.01 * tolerance,
         history_size=10,
         line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(torch.addmm(bias, x, weight), labels) + l2 / 2 * weight.square().sum()
+        scaled = unit * weight
+        loss = F.cross_entropy(torch.addmm(bias, x, scaled), labels) + l2 / 2 * scaled.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return Classifier(weight.detach(), bias.detach())
+    return Classifier((unit * weight).detach(), bias.detach())
 
 
 @dataclass(frozen=True)
@@ -94,11 +129,17 @@ class Choice:
 
 
 def choose_l2(
-    x: Tensor, labels: Tensor, num_classes: int, candidates: Sequence[float], held_out: Sequence[Tensor]
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    candidates: Sequence[float],
+    held_out: Sequence[Tensor],
+    variance: Tensor | None = None,
 ) -> tuple[Choice, Classifier]:
     """The penalty of smallest cross entropy on held-out parts of the TRAINING set; of equals, the strongest.
 
-    The loss, not the accuracy, chooses: it moves far less from one random part to another.
+    The loss, not the accuracy, chooses: it moves far less from one random part to another. It falls and then rises as
+    the penalty gets weaker, so that the search ends with the first that is worse than the one before.
 
     Args:
         x: standardised features, ``(N, D)``.
@@ -106,23 +147,30 @@ def choose_l2(
         num_classes: C.
         candidates: penalties to try.
         held_out: parts, each a bool ``(N,)``, true for the images that are not fitted.
+        variance: see ``fit_logistic``.
 
     Returns:
-        The choice, and the classifier fitted with it beside the last part: a start for the fit on all.
+        The choice, and the classifier fitted with it beside the first part: a start for the fit on all.
     """
-    loss, accuracy = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0.0)
-    fitted: dict[float, Classifier] = {}
+    loss: dict[float, float] = {}
+    accuracy: dict[float, float] = {}
     total = sum(int(part.sum()) for part in held_out)
-    for part in held_out:
-        fit_x, fit_labels, test_x, test_labels = x[~part], labels[~part], x[part], labels[part]
-        last: Classifier | None = None
-        for l2 in sorted(candidates, reverse=True):  # from strong to weak, each starting where the one before ended
-            last = fitted[l2] = fit_logistic(fit_x, fit_labels, num_classes, l2, last)
-            scores = last(test_x)
+    splits = [(x[~part], labels[~part], x[part], labels[part]) for part in held_out]
+    fitted: list[Classifier | None] = [None] * len(splits)
+    start: Classifier | None = None
+    for l2 in sorted(candidates, reverse=True):  # from strong to weak, each starting where the one before ended
+        loss[l2] = accuracy[l2] = 0.0
+        for index, (fit_x, fit_labels, test_x, test_labels) in enumerate(splits):
+            classifier = fit_logistic(fit_x, fit_labels, num_classes, l2, variance, fitted[index], tolerance=1e-4)
+            fitted[index] = classifier
+            scores = classifier(test_x)
             loss[l2] += float(F.cross_entropy(scores, test_labels, reduction="sum")) / total
             accuracy[l2] += 100 * int((scores.argmax(dim=1) == test_labels).sum()) / total
-    best = min(loss, key=lambda l2: (loss[l2], -l2))
-    return Choice(best, loss, accuracy), fitted[best]
+        if loss[l2] > min(loss.values()):
+            break
+        start = fitted[0]
+    assert start is not None  # there is at least one candidate and one part
+    return Choice(min(loss, key=lambda l2: (loss[l2], -l2)), loss, accuracy), start
 
 
 def held_out_parts(labels: Tensor, parts: int, generator: torch.Generator) -> list[Tensor]:
