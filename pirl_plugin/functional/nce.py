@@ -105,7 +105,8 @@ class _GatheredLogits(torch.autograd.Function):
         ctx.chunk = chunk  # type: ignore[attr-defined]
         by_image = queries.transpose(0, 1)  # (B, V, D): one small matrix product per image serves all views
         logits = queries.new_empty((queries.shape[0], *ids.shape))
-        for part in torch.arange(ids.shape[1]).split(chunk):
+        for start in range(0, ids.shape[1], chunk):
+            part = slice(start, start + chunk)
             block = rows[ids[:, part]].to(queries.dtype)
             logits[:, :, part] = torch.bmm(by_image, block.transpose(1, 2)).transpose(0, 1)
         return logits
@@ -115,7 +116,9 @@ class _GatheredLogits(torch.autograd.Function):
         rows, ids = ctx.saved_tensors  # type: ignore[attr-defined]
         grad = grads[0].transpose(0, 1)
         total = grad.new_zeros((grad.shape[0], grad.shape[1], rows.shape[1]))
-        for part in torch.arange(ids.shape[1]).split(ctx.chunk):  # type: ignore[attr-defined]
+        chunk = ctx.chunk  # type: ignore[attr-defined]
+        for start in range(0, ids.shape[1], chunk):
+            part = slice(start, start + chunk)
             total.baddbmm_(grad[:, :, part], rows[ids[:, part]].to(grad.dtype))
         return total.transpose(0, 1), None, None, None
 
