@@ -14,9 +14,9 @@ from PIL import Image
 from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.data.scenes_drawing import SceneObject, paint_scene, plan_scene
 from pirl_plugin.data.scenes_shapes import SHAPES
-from pirl_plugin.schema import NonNegativeInt, PositiveInt, checked
+from pirl_plugin.schema import Fraction, NonNegativeInt, PositiveInt, checked
 
-_VERSION = 1  # raise it with any change to what is drawn: results before and after are not comparable
+_VERSION = 2  # raise it with any change to what is drawn: results before and after are not comparable
 _SPLITS = ("train", "test", "val")
 _LABEL_STREAM = (1,)  # spawn key that keeps the order of labels apart from the scenes' own random numbers
 
@@ -26,8 +26,8 @@ _LABEL_STREAM = (1,)  # spawn key that keeps the order of labels apart from the 
 class GeneratedScenes(ImageDataset):
     """Drawn scenes: one large object of a class, up to two small ones; with class labels, multi-labels and boxes.
 
-    An image is a pure function of (seed, split, image id, size, num_classes); the splits are independent draws. Colour,
-    texture, background, light, place, size and pose do not depend on the class. Classes are balanced: each block of
+    An image is a pure function of (seed, split, image id, size, num_classes, typicality); the splits are independent
+    draws. Colour, light, place, size and pose do not depend on the class. Classes are balanced: each block of
     ``num_classes`` ids holds every class once.
 
     Args:
@@ -37,6 +37,8 @@ class GeneratedScenes(ImageDataset):
         seed: other seeds give other scenes.
         num_classes: how many of the classes disc, ring, square, triangle, star, cross, crescent, arrow, heart,
             hourglass, horseshoe, drop.
+        typicality: probability that an object, or a background, has the texture typical of its class, as much of nature
+            has; at 0 only outlines tell the classes apart, which short pretraining does not learn.
         cache_in_memory: keep drawn images (3 * size * size bytes each, in every worker process).
     """
 
@@ -47,11 +49,13 @@ class GeneratedScenes(ImageDataset):
         split: Literal["train", "test", "val"] | None = None,
         seed: NonNegativeInt = 0,
         num_classes: Annotated[int, Interval(ge=2, le=len(SHAPES))] = 8,
+        typicality: Fraction = 0.7,
         cache_in_memory: bool = True,
     ) -> None:
         super().__init__(cache_in_memory)
         self.num_images, self.size, self.split, self.seed = num_images, size, split or "train", seed
         self.class_names = list(SHAPES)[:num_classes]
+        self.typicality = typicality
 
     def __len__(self) -> int:
         return self.num_images
@@ -59,7 +63,7 @@ class GeneratedScenes(ImageDataset):
     def read(self, image_id: int) -> Image.Image:
         """See ``ImageDataset.read``; a drawn image is always readable."""
         objects, rng = self._scene(image_id)
-        return Image.fromarray(paint_scene(rng, objects, self.size))
+        return Image.fromarray(paint_scene(rng, objects, self.size, self.typicality))
 
     def file_name(self, image_id: int) -> str:
         """See ``ImageDataset.file_name``."""
@@ -68,7 +72,7 @@ class GeneratedScenes(ImageDataset):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all arguments that determine the images, and the version of the drawing."""
-        what = (_VERSION, self.num_images, self.size, self.split, self.seed, len(self.class_names))
+        what = (_VERSION, self.num_images, self.size, self.split, self.seed, len(self.class_names), self.typicality)
         return hashlib.sha256(f"{type(self).__name__}{what}".encode()).hexdigest()
 
     @functools.cached_property

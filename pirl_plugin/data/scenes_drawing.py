@@ -1,7 +1,8 @@
 """One generated scene: what is in it and where (cheap), and how it looks (a millisecond).
 
-The class decides the outline alone. Place, size, pose, colours, textures, background, distractors, light and noise are
-drawn from the same distributions for every class, so that none of them tells the class.
+The class decides the outline of an object and, as in nature, makes one texture of the object and one of its surroundings
+likelier than others (``typicality``; at 0 the outline is all there is). Place, size, pose, colours, distractors, light and
+noise are drawn from the same distributions for every class, so that none of them tells the class.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pirl_plugin.data.scenes_shapes import Outline, Polygon
 
 Floats = npt.NDArray[np.float32]
 
+_TEXTURES = 5  # plain, clouds, stripes, checks, dots
 _OVERSAMPLING = 4  # sub-pixels per pixel and axis, for smooth edges
 _MIN_CONTRAST = 0.5  # between an object's and the background's mean colour, in RGB [0, 1]
 _MIN_VISIBLE = 0.6  # an object of which less lies in the frame counts as difficult
@@ -82,36 +84,46 @@ def _posed(
     return SceneObject(label, [polygon @ pose.T + centre for polygon in outline])
 
 
-def paint_scene(rng: np.random.Generator, objects: Sequence[SceneObject], size: int) -> npt.NDArray[np.uint8]:
+def paint_scene(
+    rng: np.random.Generator, objects: Sequence[SceneObject], size: int, typicality: float
+) -> npt.NDArray[np.uint8]:
     """The picture of a scene, ``(size, size, 3)`` uint8.
 
     Args:
         rng: the generator that ``plan_scene`` drew the objects from, in the state that it left.
         objects: as ``plan_scene`` gives them; later ones are painted below earlier ones.
         size: side in pixels.
+        typicality: probability that an object, or the main object's background, has the texture typical of its class.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     ground = rng.random(3, dtype=np.float32)
-    canvas = _background(rng, ground, x, y)
+    typical_background = _typical_textures(objects[0].label)[1] if rng.random() < typicality else None
+    canvas = _background(rng, ground, x, y, typical_background)
     for polygon in _distractors(rng):
         _fill(canvas, [polygon], rng.random(3, dtype=np.float32))
     for item in reversed(objects):
         first, second = _object_colours(rng, ground)
-        _fill(canvas, item.outline, first, second, _pattern(rng, x, y))
+        typical = _typical_textures(item.label)[0] if rng.random() < typicality else None
+        _fill(canvas, item.outline, first, second, _pattern(rng, x, y, typical))
     return _photographed(rng, canvas, x, y)
 
 
-def _background(rng: np.random.Generator, ground: Floats, x: Floats, y: Floats) -> Floats:
+def _typical_textures(label: int) -> tuple[int, int]:
+    """Texture of a class's objects and of their surroundings; no two of up to 25 classes have both alike."""
+    return label % _TEXTURES, (label + label // _TEXTURES) % _TEXTURES
+
+
+def _background(rng: np.random.Generator, ground: Floats, x: Floats, y: Floats, texture: int | None) -> Floats:
     """A textured colour gradient around the colour ``ground``."""
     tilt = rng.uniform(-0.25, 0.25, (2, 3)).astype(np.float32)
     canvas = ground + (x[..., None] - 0.5) * tilt[0] + (y[..., None] - 0.5) * tilt[1]
     tint = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
-    return canvas + (_pattern(rng, x, y) - 0.5)[..., None] * tint
+    return canvas + (_pattern(rng, x, y, texture) - 0.5)[..., None] * tint
 
 
-def _pattern(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
-    """A texture between 0 and 1: plain, stripes, checks, dots or clouds, of random scale and direction."""
-    kind = int(rng.integers(5))
+def _pattern(rng: np.random.Generator, x: Floats, y: Floats, texture: int | None) -> Floats:
+    """A texture between 0 and 1: plain, clouds, stripes, checks or dots, of random scale and direction; None: any."""
+    kind = int(rng.integers(_TEXTURES)) if texture is None else texture
     if kind == 0:
         return np.full_like(x, 0.5)
     if kind == 1:
