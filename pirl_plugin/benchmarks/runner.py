@@ -24,6 +24,7 @@ from pirl_plugin.weights import files
 RANDOM = "random"
 _DEFAULTS: dict[str, Any] = {
     "transform": None,
+    "image_size": None,
     "trunk": None,
     "plugins": None,
     "train_split": "train",
@@ -71,8 +72,8 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
     Args:
         config: ``benchmark`` (its configuration), ``weights`` (a file, or ``random``) and ``dataset`` (its
             configuration; the splits are put into it) must be there. May be there: ``transform`` (null: the evaluation
-            view at the size that the weights were trained at), ``trunk`` (null: the checkpoint's), ``train_split``,
-            ``test_split``, ``method`` and ``dataset_name`` (null: derived), ``device``, ``precision``, ``batch_size``,
+            view), ``image_size`` of that view in pixels (null: the one that the weights were trained at), ``trunk``
+            (null: the checkpoint's), ``train_split``, ``test_split``, ``method`` and ``dataset_name`` (null: derived), ``device``, ``precision``, ``batch_size``,
             ``num_workers``, ``seed``, ``run_dir``.
 
     Raises:
@@ -131,12 +132,17 @@ def problems_of(config: Mapping[str, Any]) -> list[Problem]:
     for key, choices in _CHOICES.items():
         if key in config and config[key] not in choices:
             problems.append(Problem(key, f"must be one of {', '.join(choices)}, got {config[key]!r}."))
-    for key, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+    for key, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("image_size", 1)):
         value = config.get(key, least)
+        if value is None and key == "image_size":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             problems.append(Problem(key, f"must be a whole number >= {least}, got {value!r}."))
-    if config.get("weights") == RANDOM and config.get("trunk") is None:
-        problems.append(Problem("trunk", "missing; random weights need the trunk's configuration."))
+    if config.get("weights") == RANDOM:
+        if config.get("trunk") is None:
+            problems.append(Problem("trunk", "missing; random weights need the trunk's configuration."))
+        if config.get("image_size") is None and config.get("transform") is None:
+            problems.append(Problem("image_size", "missing; random weights were trained at no size, so state one."))
     return problems
 
 
@@ -167,12 +173,12 @@ def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
     )
 
 
-def evaluation_transform(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation view for weights trained so: the size of the training's image view, 224 where it is not known.
+def evaluation_transform(training: Mapping[str, Any], image_size: int | None = None) -> dict[str, Any]:
+    """The evaluation view: of ``image_size``, else of the training's image view, else of 224 pixels.
 
     Images up to 128 pixels are resized to that size as a whole, larger ones to 256 / 224 of it and cropped.
     """
-    size = int((training.get("transform") or {}).get("image_size") or 224)
+    size = image_size or int((training.get("transform") or {}).get("image_size") or 224)
     return {"name": "eval_view", "resize": size if size <= 128 else round(size * 256 / 224), "crop": size}
 
 
@@ -192,7 +198,7 @@ def _results(
     facts["weights_sha256"] = weights.sha256
     facts["method"] = config["method"] or (RANDOM if weights.state is None else weights.config.get("method", "unknown"))
     trunk, model = _models(weights, config["seed"])
-    transform = config["transform"] or evaluation_transform(weights.config)
+    transform = config["transform"] or evaluation_transform(weights.config, config["image_size"])
     train, test = (
         build("dataset", {**config["dataset"], "split": config[f"{part}_split"]}) for part in ("train", "test")
     )
