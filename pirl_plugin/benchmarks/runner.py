@@ -74,7 +74,8 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
             configuration; the splits are put into it) must be there. May be there: ``transform`` (null: the evaluation
             view), ``image_size`` of that view in pixels (null: the one that the weights were trained at), ``trunk``
             (null: the checkpoint's), ``train_split``, ``test_split``, ``method`` and ``dataset_name`` (null: derived),
-            ``plugins`` (imported by the command), ``device``, ``precision``, ``batch_size``, ``num_workers``, ``seed``, ``run_dir``.
+            ``plugins`` (imported by the command), ``device``, ``precision``, ``batch_size``, ``num_workers``, ``seed``,
+            ``run_dir``.
 
     Raises:
         ConfigError: a configuration that cannot be run, all problems at once; nothing is written.
