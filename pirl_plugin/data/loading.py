@@ -31,8 +31,9 @@ class GlobalBatchSampler:
 
     One permutation per (seed, epoch) serves all processes. Step t's global batch is its t-th block of
     ``batch_size * world_size`` ids, of which rank r takes the r-th part: the ranks' batches side by side are the batch
-    of one process with the whole batch size. An incomplete last global batch is dropped; a dataset smaller than one
-    global batch is repeated to fill it.
+    of one process with the whole batch size. Where several batches make one optimiser step, an epoch holds whole groups
+    of them, so that no gradient is pending at its end. An incomplete last group is dropped; a dataset smaller than one
+    group is repeated to fill it. A step here is one batch.
 
     Args:
         num_images: images in the dataset, ids ``0 .. num_images - 1``.
@@ -42,6 +43,7 @@ class GlobalBatchSampler:
         start_step: first step to yield (to resume within an epoch); may be set between iterations.
         rank: this process.
         world_size: number of processes.
+        accumulate_steps: batches of one optimiser step.
     """
 
     def __init__(
@@ -53,19 +55,24 @@ class GlobalBatchSampler:
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulate_steps: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1} (world_size is {world_size}), got {rank}.")
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be >= 1, got {num_images} and {batch_size}.")
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps must be >= 1, got {accumulate_steps}.")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.accumulate_steps = accumulate_steps
         self.epoch, self.start_step = epoch, start_step
         self.rank, self.world_size = rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch, at least 1."""
-        return max(1, self.num_images // (self.batch_size * self.world_size))
+        """Global batches in an epoch: whole groups of ``accumulate_steps``, at least one group."""
+        group = self.batch_size * self.world_size * self.accumulate_steps
+        return max(1, self.num_images // group) * self.accumulate_steps
 
     def __len__(self) -> int:
         return max(0, self.steps_per_epoch - self.start_step)
@@ -74,7 +81,7 @@ class GlobalBatchSampler:
         epoch = self.epoch
         order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(self.num_images)
         global_size = self.batch_size * self.world_size
-        order = np.resize(order, self.steps_per_epoch * global_size)  # drops the rest, or repeats to fill one batch
+        order = np.resize(order, self.steps_per_epoch * global_size)  # drops the rest, or repeats to fill one group
         for step in range(self.start_step, self.steps_per_epoch):
             first = step * global_size + self.rank * self.batch_size
             yield [(image_id, epoch) for image_id in order[first : first + self.batch_size].tolist()]
@@ -110,6 +117,7 @@ class SampledViews(ClassyDataset):
         pin_memory: page-locked batches, for copies to a GPU.
         prefetch_factor: batches that each worker prepares ahead.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's own.
+        accumulate_steps: an epoch's steps are a multiple of it: batches that make one optimiser step.
     """
 
     def __init__(
@@ -123,9 +131,10 @@ class SampledViews(ClassyDataset):
         pin_memory: bool = False,
         prefetch_factor: int = 4,
         multiprocessing_context: str | None = None,
+        accumulate_steps: int = 1,
     ) -> None:
         super().__init__(dataset, batch_size, shuffle=True, transform=transform, num_samples=None)
-        self.collator, self.seed = collator, seed
+        self.collator, self.seed, self.accumulate_steps = collator, seed, accumulate_steps
         # The loader gets no reference to this object: without a circle, its workers end as soon as it is let go.
         self.keyed_views = KeyedViews(dataset, transform, seed)
         self.num_workers, self.pin_memory, self.prefetch_factor = num_workers, pin_memory, prefetch_factor
@@ -141,8 +150,14 @@ class SampledViews(ClassyDataset):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch with the present number of processes."""
+        """Steps (batches) of an epoch with the present number of processes."""
         return self._sampler().steps_per_epoch
+
+    def images_per_epoch(self, world_size: int | None = None) -> int:
+        """Images that all processes together take in an epoch; ``world_size`` defaults to the present number."""
+        sampler = self._sampler()
+        sampler.world_size = world_size or sampler.world_size
+        return sampler.steps_per_epoch * sampler.batch_size * sampler.world_size
 
     def set_num_workers(self, num_workers: int) -> None:
         """Number of worker processes from the next ``iterator`` on."""
@@ -173,7 +188,12 @@ class SampledViews(ClassyDataset):
 
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(
-            len(self), self.batchsize_per_replica, self.seed, rank=get_rank(), world_size=get_world_size()
+            len(self),
+            self.batchsize_per_replica,
+            self.seed,
+            rank=get_rank(),
+            world_size=get_world_size(),
+            accumulate_steps=self.accumulate_steps,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -27,9 +27,10 @@ _NAME = re.compile(r"step_(\d+)\.pt")
 @register_hook("run_checkpoint")
 @checked
 class RunCheckpointHook(Configurable, ClassyHook):
-    """Writes ``run_dir/checkpoints/step_N.pt``: model, optimiser, loss with its bank, counters, random states of all ranks.
+    """Writes ``run_dir/checkpoints/step_N.pt``: model, optimiser, loss with its bank, counters, state of every rank.
 
-    Rank 0 writes one file for the job. The last file is written when training ends, whatever the periods say.
+    A rank's own state are its random generators and the losses of an epoch that is not at its end yet. Rank 0 writes
+    one file for the job. The last file is written when training ends, whatever the periods say.
 
     Args:
         every_epochs: epochs between checkpoints; null: none by epochs.
@@ -37,8 +38,6 @@ class RunCheckpointHook(Configurable, ClassyHook):
         keep: number of latest checkpoints to keep.
         keep_every_epochs: epochs between checkpoints that are kept for good, for curves; null: none.
     """
-
-    on_phase_start = ClassyHook._noop
 
     def __init__(
         self,
@@ -52,16 +51,23 @@ class RunCheckpointHook(Configurable, ClassyHook):
         self.keep, self.keep_every_epochs = keep, keep_every_epochs
         self.state.last_saved_step = -1
         self.state.kept_steps = []
+        self._losses: list[float] = []
 
     def on_start(self, task: ClassyTask) -> None:
         """Takes up the random states of the checkpoint that was restored, if one was."""
         if task.run_dir is None:
             raise ValueError("checkpoint needs a folder: set run_dir, or set checkpoint to null.")
         if task.checkpoint_dict is not None:
-            states = task.checkpoint_dict["random_states"]
-            if distributed.rank() < len(states):  # more ranks than before: the new ones keep their own seeds
-                set_random_state(states[distributed.rank()])
+            rank, saved = distributed.rank(), task.checkpoint_dict
+            if rank < len(saved.get("random_states", [])):  # more ranks than before: the new ones keep their own seeds
+                set_random_state(saved["random_states"][rank])
+                self._losses = saved.get("losses", {}).get(rank, [])
             task.checkpoint_dict = None  # the restored tensors live in the task now; this copy would double the bank
+
+    def on_phase_start(self, task: ClassyTask) -> None:
+        """Hands back the losses of an epoch that was interrupted, so that its mean is that of all of it."""
+        if self._losses:
+            task.losses_so_far, self._losses = self._losses, []
 
     def on_step(self, task: ClassyTask) -> None:
         """Saves every ``every_steps`` optimiser steps."""
@@ -75,6 +81,7 @@ class RunCheckpointHook(Configurable, ClassyHook):
         keeps = bool(self.keep_every_epochs) and (task.epoch + 1) % (self.keep_every_epochs or 1) == 0
         if keeps:
             self.state.kept_steps.append(task.step_idx)
+            self.state.last_saved_step = -1  # a file of this very step does not know yet that it is to be kept
         if keeps or (self.every_epochs and (task.epoch + 1) % self.every_epochs == 0):
             self._save(task)
 
@@ -87,12 +94,15 @@ class RunCheckpointHook(Configurable, ClassyHook):
             return
         self.state.last_saved_step = task.step_idx
         states = distributed.gather_objects(get_random_state())
+        pending = task.losses_so_far if task.images_seen % task.images_per_epoch else []
+        losses = dict(enumerate(distributed.gather_objects(pending)))
         if not distributed.is_primary():
             return
         folder = checkpoint_folder(task.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{task.step_idx:09d}.pt"
-        write_atomically({**get_checkpoint_dict(task, {"config": task.config}), "random_states": states}, path)
+        content = get_checkpoint_dict(task, {"config": task.config})
+        write_atomically({**content, "random_states": states, "losses": losses}, path)
         log.info("Checkpoint written: %s", path)
         for old in checkpoints(task.run_dir)[: -self.keep]:
             if step_of(old) not in self.state.kept_steps:

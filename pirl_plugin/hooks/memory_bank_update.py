@@ -16,8 +16,8 @@ from pirl_plugin.schema import checked
 class MemoryBankUpdateHook(Configurable, ClassyHook):
     """Moves each image's bank row towards its newest embedding, once per optimiser step, never in evaluation.
 
-    The host calls ``on_step`` after the optimiser has stepped, so the loss has read the old rows by then. Under gradient
-    accumulation the micro-batches of one optimiser step are written together.
+    The host calls ``on_step`` after the optimiser has stepped, so the loss has read the old rows by then. Under
+    gradient accumulation the micro-batches of one optimiser step are written together.
 
     Args:
         view: the view whose embedding is stored; PIRL stores the untransformed image's.

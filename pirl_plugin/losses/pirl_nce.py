@@ -94,6 +94,15 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         """Z of the ``nce`` estimator, 0 before its first batch. Reading it waits for the device."""
         return float(self.log_normalizer.exp())
 
+    @property
+    def views(self) -> list[str]:
+        """Views whose embeddings enter the loss: those of a weight above 0."""
+        return list(self._weights)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {view: w for view, w in (("image", 1 - self.lam), (self.transformed_view, self.lam)) if w > 0}
+
     def forward(self, output: Mapping[str, Tensor], target: Tensor, negative_ids: Tensor | None = None) -> Tensor:
         """Loss of one batch.
 
@@ -111,7 +120,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
             KeyError: a view that the loss needs is not in ``output``.
             IndexError: an id outside the bank.
         """
-        weights = {view: w for view, w in (("image", 1 - self.lam), (self.transformed_view, self.lam)) if w > 0}
+        weights = self._weights
         missing = [view for view in weights if view not in output]
         if missing:
             raise KeyError(f"The loss needs the view {missing[0]!r} (lam={self.lam}); the model gave {sorted(output)}.")

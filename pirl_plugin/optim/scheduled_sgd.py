@@ -58,7 +58,11 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
     ) -> None:
         super().__init__()
         if (schedule == "multistep") != bool(milestones):
-            raise ValueError(f"milestones go with schedule='multistep' and only there, got {schedule!r} and {milestones}.")
+            raise ValueError(
+                f"milestones go with schedule='multistep' and only there, got {schedule!r} and {milestones}."
+            )
+        if milestones and milestones != sorted(set(milestones)):
+            raise ValueError(f"milestones must rise, got {milestones}.")
         self.lr, self.lr_batch_size = lr, lr_batch_size
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.decay_norm_and_bias = decay_norm_and_bias

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
-from pirl_plugin.models.trunks import bfloat16_hazards
-from pirl_plugin.registry import Configurable, build, completed, lookup
-from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked, parameters
+from pirl_plugin.registry import Configurable, build, completed
+from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked
+from pirl_plugin.tasks import checks
+from pirl_plugin.tasks.checks import with_num_images
 
 ComponentConfig = Mapping[str, Any]
 _PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
@@ -42,7 +43,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         checkpoint: the hook that saves and restores the run, without its name; null saves nothing.
         num_epochs: passes over the dataset.
         batch_size: images per process and step.
-        accumulate_steps: batches whose gradients make one optimiser step.
+        accumulate_steps: batches whose gradients make one optimiser step; an epoch holds whole groups of them.
         num_workers: processes that make the views; 0 makes them in the training process.
         seed: of the weights, the bank, the order, the views and the negatives.
         device: ``auto`` takes a GPU where there is one.
@@ -85,8 +86,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         plugins: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda was asked for, but torch sees no GPU: use device=cpu or install a CUDA build.")
+        use_gpu = checks.chosen_device(device, sync_batch_norm) == "cuda"
         self.seed, self.method, self.log_every = seed, method, log_every
         self.run_dir = Path(run_dir) if run_dir else None
         self.accumulate_steps, self.precision = accumulate_steps, precision
@@ -94,24 +94,32 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         self.health: dict[str, float] = {}
         self.config: dict[str, Any] = {}
 
-        self.set_use_gpu(device == "cuda" or (device == "auto" and torch.cuda.is_available()))
+        self.set_use_gpu(use_gpu)
         self.set_num_epochs(num_epochs)
         self.set_clip_grad_norm(clip_grad_norm)
         source = build("dataset", dataset)
         views = SampledViews(
-            source, build("transform", transform), build("collator", collator), batch_size, seed=seed, num_workers=num_workers
+            source,
+            build("transform", transform),
+            build("collator", collator),
+            batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            accumulate_steps=accumulate_steps,
         )
         self.set_dataset(views, "train")
-        with torch.random.fork_rng(devices=[]):  # the same weights and bank on every rank, the caller's generator untouched
+        with torch.random.fork_rng(devices=[]):  # same weights and bank on every rank, nothing drawn from the caller
             torch.manual_seed(seed)
             self.set_model(build("model", {"name": "ssl_model", "trunk": trunk, "heads": heads or _PIRL_HEADS}))
             self.set_loss(build("loss", with_num_images(loss, len(source))))
         self.set_optimizer(build("optimizer", optimizer or {"name": "scheduled_sgd"}))
         saving = [build("hook", checkpoint)] if checkpoint else []
         self.set_hooks([build("hook", hook) for hook in (_BANK_HOOK if hooks is None else hooks)] + saving)
-        self._check_that_the_bank_is_written()
-        if sync_batch_norm:
-            self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
+        checks.refuse_unwritten_bank(self.base_loss, self.hooks)
+        self.set_distributed_options(
+            batch_norm_sync_mode=BatchNormSyncMode.PYTORCH if sync_batch_norm else BatchNormSyncMode.DISABLED,
+            find_unused_parameters=checks.has_idle_heads(self.base_model.heads, self.base_loss),
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
@@ -145,14 +153,24 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         return self.images_seen // self.global_batch_size
 
     @property
+    def images_per_epoch(self) -> int:
+        """Images of one epoch over all processes."""
+        return self.global_batch_size * self.steps_per_epoch
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch, rounded down."""
+        """Optimiser steps of one epoch."""
         return int(self.datasets["train"].steps_per_epoch) // self.accumulate_steps
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return int(self.datasets["train"].steps_per_epoch) * int(self.num_epochs) // self.accumulate_steps
+        return self.steps_per_epoch * int(self.num_epochs)
+
+    @property
+    def num_batches_per_phase(self) -> int:
+        """Batches of a whole epoch, also in one that is entered again in its middle (the host's name)."""
+        return int(self.datasets["train"].steps_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -183,7 +201,10 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
 
     def prepare(self) -> None:
         """Moves everything to its device and restores a checkpoint, if one was set."""
-        self._refuse_wrong_bfloat16_gradients()
+        if self.precision == "bf16" and not self.use_gpu:
+            checks.refuse_wrong_bfloat16_gradients(self.base_model.trunk, self.datasets["train"])
+        if self.checkpoint_dict is not None:
+            checks.refuse_other_batch_size(self.checkpoint_dict["classy_state_dict"], self.global_batch_size)
         self.simulated_global_batchsize = self.global_batch_size
         self._nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.channels_last:
@@ -206,16 +227,22 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         done = self.images_seen // views.get_global_batchsize() - self.epoch * views.steps_per_epoch
         self.dataloader = views.iterator(current_phase_id=self.epoch, start_step=done, pin_memory=self.use_gpu)
 
+    def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
+        """The host's state, health signs and global batch size; the epoch's losses are the process's own."""
+        state: dict[str, Any] = super().get_classy_state(deep_copy)
+        return {**state, "losses": [], "health": dict(self.health), "global_batch_size": self.global_batch_size}
+
     def set_classy_state(self, state: dict[str, Any]) -> None:
         """Restores a checkpoint; an epoch that it was written in is entered again where it was left."""
         super().set_classy_state(state)
+        self.health.update(state.get("health", {}))
         views = self.datasets["train"]
         batches = self.images_seen // views.get_global_batchsize()
         if batches < (self.train_phase_idx + 1) * views.steps_per_epoch:
             self.phase_idx -= 1  # the host's next phase is then this one
             self.train_phase_idx -= 1
 
-    # -- one step --------------------------------------------------------------------------------------------------------
+    # -- one step -----------------------------------------------------------------------------------------------------
 
     def train_step(self) -> None:
         """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
@@ -257,13 +284,23 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         if self._nonfinite:
             raise FloatingPointError(
                 f"The loss is not finite at or before step {self.step_idx} (epoch {self.epoch}, learning rate "
-                f"{self.optimizer.options_view.lr}): lower optimizer.lr, warm up longer, or see the log for the first one."
+                f"{self.optimizer.options_view.lr}): lower optimizer.lr, warm up longer, or see the log for the first "
+                "one."
             )
 
-    # -- the host's bookkeeping, for outputs that are dictionaries and losses that stay on the device --------------------
+    # -- the host's bookkeeping, for outputs that are dictionaries and losses that stay on the device ------------------
 
     def update_meters(self, model_output: Mapping[str, Tensor], sample: Mapping[str, Any]) -> None:
         """There is nothing to classify: the host's meters do not apply."""
+
+    @property
+    def losses_so_far(self) -> list[float]:
+        """This process's losses of the current epoch, batch by batch; reading them waits for the device."""
+        return torch.stack(self.losses).tolist() if self.losses else []
+
+    @losses_so_far.setter
+    def losses_so_far(self, losses: list[float]) -> None:
+        self.losses = list(torch.tensor(losses, device=self.device))
 
     def synchronize_losses(self) -> None:
         """Mean over processes of every step's loss, as numbers."""
@@ -274,42 +311,3 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         """End of an epoch."""
         self._raise_if_nonfinite()
         super().on_phase_end()
-
-    # -- mistakes that a signature cannot show ---------------------------------------------------------------------------
-
-    def _check_that_the_bank_is_written(self) -> None:
-        writers = [hook for hook in self.hooks if type(hook) is lookup("hook", "memory_bank_update")]
-        if hasattr(self.base_loss, "memory_bank") and not writers:
-            raise ValueError(
-                "The loss has a memory bank, but no hook writes it: add {'name': 'memory_bank_update'} to hooks."
-            )
-        if writers and not hasattr(self.base_loss, "memory_bank"):
-            raise ValueError("hooks hold memory_bank_update, but the loss has no memory bank: take the hook out.")
-
-    def _refuse_wrong_bfloat16_gradients(self) -> None:
-        if self.precision != "bf16" or self.use_gpu:
-            return
-        _, views, _ = self.datasets["train"][(0, 0)]
-        for name, view in views.items():
-            hazards = bfloat16_hazards(self.base_model.trunk, view.shape[-2], view.shape[-1])
-            if hazards:
-                raise ValueError(
-                    f"precision=bf16 on the CPU gives wrong gradients for the view {name!r} of {view.shape[-2]} pixels: "
-                    f"{hazards[0]} sees a 1x1 input (a fault of torch's CPU kernels). Use precision=float32, larger "
-                    "views, or trunk.stem=small."
-                )
-
-
-def with_num_images(loss: ComponentConfig, num_images: int) -> dict[str, Any]:
-    """Fills in the number of training images for a loss that takes it.
-
-    Raises:
-        ValueError: the configuration states another number.
-    """
-    if "num_images" not in parameters(lookup("loss", loss["name"])):
-        return dict(loss)
-    stated = loss.get("num_images")
-    if stated not in (None, num_images):
-        raise ValueError(f"loss.num_images is {stated}, but the dataset has {num_images} images: leave it null.")
-    return {**loss, "num_images": num_images}
-
