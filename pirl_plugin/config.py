@@ -6,8 +6,11 @@ purpose, which then reports all of them at once with their paths and the nearest
 
 from __future__ import annotations
 
+import copy
+import difflib
+import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import benchmark_configs
 from pirl_plugin import registry
-from pirl_plugin.schema import ConfigError, Problem, did_you_mean
+from pirl_plugin.schema import ConfigError, Problem, did_you_mean, parameters
 
 CONFIG_FOLDER = Path(benchmark_configs.__file__).parent
 
+# what people call things that have another name here
+_SYNONYMS = {"learning_rate": "lr", "lambda": "lam", "epochs": "num_epochs", "workers": "num_workers"}
 
+
+@functools.cache
 def groups() -> dict[str, list[str]]:
     """Configuration groups and their options, as they lie in ``benchmark_configs/``."""
     folders = sorted(
@@ -33,31 +40,32 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Composes ``benchmark_configs/NAME.yaml`` with Hydra overrides, into a plain dictionary.
+def load(
+    name: str, overrides: Sequence[str], problems_of: Callable[[dict[str, Any]], list[Problem]] | None = None
+) -> dict[str, Any]:
+    """Composes ``benchmark_configs/NAME.yaml`` with overrides and checks it: a plain dictionary, ready to be built.
 
     Args:
         name: ``train``, ``benchmark``, ...
-        overrides: ``trunk=resnet18``, ``optimizer.lr=0.1``, ...
+        overrides: ``trunk=resnet18``, ``optimizer.lr=0.1``, ..., in Hydra's syntax.
+        problems_of: what is wrong with a composed configuration; default: as the configuration of a task. Values left
+            to the user (``???``) and plugins are seen to here.
 
     Raises:
-        ConfigError: everything that is wrong with the overrides themselves.
+        ConfigError: every problem of the overrides and of the configuration at once, each with its path.
     """
     parsed, problems = _parse(overrides)
-    good = []
-    for override in parsed:
-        problem = _wrong_option(override)
-        problems += [problem] if problem else []
-        good += [] if problem else [_forced(override)]
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        try:
-            config = OmegaConf.to_container(compose(name, good), resolve=True, throw_on_missing=False)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError([*problems, Problem("", " ".join(str(error).split()))]) from error
+    config, more, doubtful = _compose(name, parsed)
+    found = _check(config, problems_of or task_problems)
+    problems += [*more, *(problem for problem in found if problem.path.partition(".")[0] not in doubtful)]
     if problems:
-        raise ConfigError(problems)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+        raise ConfigError(dict.fromkeys(problems))
+    return config
+
+
+def task_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the configuration of a task."""
+    return registry.check("task", config)
 
 
 def check(kind: str, config: Mapping[str, Any]) -> None:
@@ -66,12 +74,16 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: every problem at once, each with its path.
     """
-    problems = import_plugins(config.get("plugins") or [])
-    problems += unset(config)
-    missing = {problem.path for problem in problems}
-    problems += [problem for problem in registry.check(kind, config) if problem.path not in missing]
+    problems = _check(config, functools.partial(registry.check, kind))
     if problems:
         raise ConfigError(problems)
+
+
+def _check(config: Mapping[str, Any], problems_of: Callable[[Any], list[Problem]]) -> list[Problem]:
+    problems = import_plugins(config.get("plugins")) + unset(config)
+    said = {problem.path for problem in problems}
+    found = [_with_hint(problem, config) for problem in problems_of(config) if problem.path not in said]
+    return problems + found
 
 
 def unset(config: Mapping[str, Any]) -> list[Problem]:
@@ -79,14 +91,18 @@ def unset(config: Mapping[str, Any]) -> list[Problem]:
     return [Problem(path, f"must be set: {path}=...") for path in _missing(config)]
 
 
-def import_plugins(modules: Sequence[str]) -> list[Problem]:
+def import_plugins(modules: Any) -> list[Problem]:
     """Imports the modules that register a user's own components; a problem for each that cannot be imported."""
     problems = []
-    for index, module in enumerate(modules):
+    names = modules if isinstance(modules, list) else []  # that it must be a list of names, the signature says
+    for index, module in enumerate(names):
         try:
-            importlib.import_module(module)
-        except ImportError as error:
-            problems.append(Problem(f"plugins[{index}]", f"cannot import {module!r}: {error}"))
+            if isinstance(module, str):
+                importlib.import_module(module)
+        except Exception as error:  # a module of the user's: whatever goes wrong in it
+            kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+            hint = " It must lie in a folder on PYTHONPATH." if isinstance(error, ModuleNotFoundError) else ""
+            problems.append(Problem(f"plugins[{index}]", f"cannot import {module!r}: {kind}{error}.{hint}"))
     return problems
 
 
@@ -104,34 +120,143 @@ def to_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+    """Overrides that can be read, and a problem for each of the others."""
     parser, parsed, problems = OverridesParser.create(), [], []
     for text in overrides:
+        key, equals, value = text.partition("=")
+        quoted = f"""'{key}="{value}"'"""
         try:
-            parsed.append(parser.parse_override(text))
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
-            problems.append(
-                Problem(text, f"is not of the form key=value ({reason}). Quote values with special characters.")
-            )
+            override = parser.parse_override(text)
+        except HydraException:
+            override = None
+        if not equals and not text.startswith("~"):
+            options = groups().get(text)
+            hint = f" Available: {', '.join(options)}." if options else ""
+            problems.append(Problem(text, f"has no value: write {text}=...{hint}"))
+        elif not key.strip("+~ "):
+            problems.append(Problem(text, "has no key: write key=value."))
+        elif override is None:
+            problems.append(Problem(key, f"cannot read {value!r}. Quote special characters: {quoted}."))
+        elif override.is_sweep_override():
+            problems.append(Problem(key, f"takes one value, got {value!r}. A list: {key}=[{value}]; text: {quoted}."))
+        elif override.package is not None:
+            problems.append(Problem(key, "a package (@) has no meaning here: leave it out."))
+        elif override.key_or_group.partition(".")[0] == "hydra":
+            problems.append(Problem(key, "Hydra's own settings have no effect here."))
+        else:
+            parsed.append(override)
     return parsed, problems
 
 
-def _wrong_option(override: Override) -> Problem | None:
-    options = groups().get(override.key_or_group)
-    choice = override.value()
-    if options is None or override.is_delete() or (isinstance(choice, str) and choice in options):
-        return None
-    available = ", ".join(options)
-    return Problem(
-        override.key_or_group, f"no option {choice!r}. Available: {available}.{did_you_mean(str(choice), options)}"
-    )
+def _compose(name: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Problem], set[str]]:
+    """Composed configuration, problems of single overrides, and the groups that stand for a choice nobody understood.
+
+    Hydra composes the choices. The values follow one by one, so that each mistake is known by its own override.
+    """
+    choices = [override for override in overrides if override.key_or_group in groups()]
+    problems, good, doubtful = _choices(name, choices)
+    try:
+        config = copy.deepcopy(_chosen(name, tuple(good)))
+    except (HydraException, OmegaConfBaseException) as error:  # each by itself was right
+        problems.append(Problem("", " ".join(str(error).split())))
+        config, doubtful = copy.deepcopy(_chosen(name, ())), {override.key_or_group for override in choices}
+    for override in overrides:
+        if override.key_or_group in groups():
+            continue
+        before = copy.deepcopy(config)
+        try:
+            _set(config, override)
+            OmegaConf.to_container(config, resolve=True)
+        except (OmegaConfBaseException, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).partition("\n")[0].strip("'\"")
+            problems.append(Problem(override.key_or_group, f"cannot be set by {override.input_line!r}: {reason}."))
+            config = before
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}, problems, doubtful
 
 
-def _forced(override: Override) -> str:
-    """Hydra refuses keys that no YAML mentions; ours are known by the constructors, so the check decides."""
-    text = str(override.input_line)
-    is_value = override.key_or_group not in groups() and not text.startswith(("+", "~"))
-    return f"++{text}" if is_value else text
+def _choices(name: str, overrides: Sequence[Override]) -> tuple[list[Problem], list[str], set[str]]:
+    """Problems of the choices of options, the choices to go on with, and the groups without any."""
+    problems, good, doubtful = [], [], set()
+    for override in overrides:
+        group, choice = override.key_or_group, override.value()
+        options = groups()[group]
+        text = str(override.input_line)
+        if not (override.is_delete() or (isinstance(choice, str) and choice in options)):
+            given, near = "null" if choice is None else repr(choice), did_you_mean(str(choice), options)
+            problems.append(Problem(group, f"no option {given}. Available: {', '.join(options)}.{near}"))
+            # with the option that was probably meant, the rest of the command line can be checked too
+            text = "".join(f"{group}={option}" for option in difflib.get_close_matches(str(choice), options, n=1))
+        try:
+            if text:
+                _chosen(name, (text,))
+                good.append(text)
+            else:
+                doubtful.add(group)
+        except (HydraException, OmegaConfBaseException) as error:
+            doubtful.add(group)
+            unused = "No match in the defaults list" in str(error)
+            reason = f"this command takes no {group}" if unused else " ".join(str(error).split())
+            problems.append(Problem(group, f"{reason}."))
+    return problems, good, doubtful
+
+
+@functools.cache
+def _chosen(name: str, choices: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose(name, list(choices))
+    OmegaConf.set_struct(config, False)  # keys that no YAML mentions are known by the constructors: the check decides
+    return config
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    key, value = override.key_or_group, override.value()
+    if not override.is_delete():
+        OmegaConf.update(config, key, value, merge=True, force_add=True)
+        return
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or last not in node:
+        raise KeyError("there is no such key to take out")
+    del node[last]
+
+
+def _with_hint(problem: Problem, config: Mapping[str, Any]) -> Problem:
+    """Adds where a key of that name really is, to an unknown key that resembles none beside it."""
+    group, _, name = problem.path.rpartition(".")
+    if not problem.message.startswith("unknown key.") or "Did you mean" in problem.message:
+        return problem
+    hint = _belongs_to(group, name) if group in groups() else "" if group else _elsewhere(name, config)
+    return Problem(problem.path, f"unknown key.{hint}{problem.message.removeprefix('unknown key.')}")
+
+
+def _elsewhere(name: str, config: Mapping[str, Any]) -> str:
+    """``lr`` at the top level is probably ``optimizer.lr``."""
+    name = next((ours for theirs, ours in _SYNONYMS.items() if did_you_mean(name, [theirs])), name)
+    paths = sorted((path for path in _paths(config) if path != name), key=lambda path: path.count("."))
+    near = difflib.get_close_matches(name, [path.rpartition(".")[2] for path in paths], n=1)
+    places = [repr(path) for path in paths if path.rpartition(".")[2] in near][:2]
+    return f" Did you mean {' or '.join(places)}?" if places else ""
+
+
+def _belongs_to(group: str, name: str) -> str:
+    """``dataset.root`` without ``dataset=image_folder``: which components have that setting."""
+    kind = {"trunk": "model"}.get(group, group)
+    components = registry.ours(kind) if kind in registry.REGISTRIES else {}
+    having = {option: difflib.get_close_matches(name, parameters(cls), n=1) for option, cls in components.items()}
+    names = sorted(option for option, near in having.items() if near)
+    if not names:
+        return ""
+    return f" {having[names[0]][0]!r} is a setting of {', '.join(names)}: choose one with {group}=... first."
+
+
+def _paths(config: Any, path: str = "") -> list[str]:
+    """Paths of all keys of nested mappings, outer ones first."""
+    if not isinstance(config, Mapping):
+        return [path]
+    below = [found for key, value in config.items() for found in _paths(value, f"{path}.{key}".lstrip("."))]
+    return ([path] if path else []) + below
 
 
 def _missing(config: Any, path: str = "") -> list[str]:

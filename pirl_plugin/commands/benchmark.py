@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pirl_plugin import config as configs
 from pirl_plugin.benchmarks.runner import RANDOM, dataset_name, problems_of, run_benchmark
 from pirl_plugin.commands.running import exit_code, log_to
-from pirl_plugin.hooks.checkpoint import step_of
+from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
-from pirl_plugin.schema import ConfigError
+from pirl_plugin.schema import Problem
 
 log = logging.getLogger(__name__)
 
 _EPILOG = """\
 examples:
-  python tools/benchmark.py benchmark=linear weights=runs/x/checkpoints/step_000001000.pt dataset=image_folder
-  dataset.root=DIR python tools/benchmark.py benchmark=linear weights=random trunk=resnet18 dataset=generated_scenes
-  python tools/benchmark.py benchmark=knn weights=resnet50.pth trunk=resnet50 dataset=imagenet dataset.root=DIR
+  python tools/benchmark.py benchmark=linear weights=runs/x/checkpoints/step_000001000.pt \\
+                            dataset=image_folder dataset.root=DIR
+  python tools/benchmark.py benchmark=linear weights=random trunk=resnet18_medium image_size=64
+  python tools/benchmark.py benchmark=knn weights=resnet50.pth trunk=resnet50 \\
+                            dataset=imagenet dataset.root=DIR test_split=val
 
+groups: benchmark, dataset, trunk. Names and parameters: python tools/list.py benchmark
 DIR holds train/ and test/ (train_split= and test_split= name others), each with one folder a class.
 Writes result.json (the headline), results.jsonl (every number), config.yaml and environment.json to run_dir.
 """
@@ -45,30 +49,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def benchmark(overrides: Sequence[str], print_config: bool = False, quiet: bool = False) -> list[Record]:
     """Composes, checks, runs, and prints the table of results unless ``quiet``."""
-    config = configs.load("benchmark", overrides)
-    problems = configs.import_plugins(config.get("plugins") or [])
-    problems += configs.unset(config)
-    problems += [problem for problem in problems_of(config) if problem.path not in {known.path for known in problems}]
-    if problems:
-        raise ConfigError(problems)
+    config = configs.load("benchmark", overrides, _problems)
     if print_config:
         print(configs.to_yaml(config), end="")
         return []
     run_dir = Path(config["run_dir"] or default_run_dir(config))
     log_to(run_dir)
+    what, start = f"{config['benchmark']['name']} of {config['weights']}", time.perf_counter()
+    log.info("%s on %s ...", what, dataset_name(config))
     found = run_benchmark({**config, "run_dir": str(run_dir)})
+    best = found[0]
+    log.info("%s: %s %.2f %s in %.0f s", what, best.metric, best.value, best.unit, time.perf_counter() - start)
     if not quiet:
         print(table(found))
         log.info("Results: %s", run_dir)
     return found
 
 
+def _problems(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the configuration of a benchmark, and with the file that it names."""
+    problems = problems_of(config)
+    weights = config.get("weights")
+    if not isinstance(weights, str):
+        return problems if weights is None else [*problems, Problem("weights", f"must be a file, got {weights!r}.")]
+    path = Path(weights)
+    if path.is_dir():
+        newest = "".join(f" Its newest checkpoint: {found}." for found in checkpoints(path)[-1:])
+        problems.append(Problem("weights", f"must be a file, but {weights} is a folder.{newest}"))
+    elif weights != RANDOM and not path.is_file():
+        problems.append(Problem("weights", f"no such file: {weights}. It is a file of weights, or {RANDOM!r}."))
+    return problems
+
+
 def default_run_dir(config: dict[str, Any]) -> Path:
     """Beside the checkpoint that is measured, or under ``runs/`` for weights from elsewhere."""
     what = f"{config['benchmark']['name']}-{dataset_name(config)}-seed{config['seed']}"
     weights = Path(config["weights"])
-    if config["weights"] != RANDOM and weights.parent.name == "checkpoints":
-        return weights.parent.parent / "benchmarks" / f"{what}-step{step_of(weights)}"
+    if config["weights"] == RANDOM:
+        trunk = "-".join(str(value) for key, value in config["trunk"].items() if key != "name")
+        return Path("runs") / f"{RANDOM}-{trunk}-{what}"
+    if weights.parent.name == "checkpoints":
+        return weights.parent.parent / "benchmarks" / f"{what}-{weights.stem}"
     return Path("runs") / f"{weights.stem}-{what}"
 
 
@@ -85,7 +106,11 @@ def table(found: Sequence[Record]) -> str:
         )
         for record in found
     ]
-    rows.insert(0, ("method", "benchmark", "dataset", "setting", "metric", "value"))
+    return aligned([("method", "benchmark", "dataset", "setting", "metric", "value"), *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

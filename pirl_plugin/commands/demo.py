@@ -9,15 +9,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pirl_plugin.commands.benchmark import benchmark, table
+from pirl_plugin.commands.benchmark import aligned, benchmark
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.commands.train import train
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
 
 _METHODS = ("pirl_64", "npid_64")
+_BENCHMARKS = ("linear", "knn")
 _DATASET = ["dataset=generated_scenes", "dataset.num_images=2000"]
 _TRUNK = ["trunk=resnet18_medium_narrow"]
+_VIEW = ["image_size=64"]  # random weights were trained at no size
 _TRAINING = ["batch_size=32", "optimizer.lr=0.06", "device=cpu", "num_workers=0", "log_every=20"]
 
 
@@ -36,17 +38,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def demo(run_dir: Path, num_epochs: int) -> None:
     """Trains, benchmarks, prints. Started again it goes on where it stopped."""
     start = time.perf_counter()
-    records = [record for name in ("linear", "knn") for record in _measure(name, "random", _TRUNK, run_dir / "random")]
-    for method in _METHODS:
+    parts = len(_METHODS) + 1
+    _say(f"[1/{parts}] random: the same trunk, untrained")
+    records = _measure("random", [*_TRUNK, *_VIEW], run_dir / "random")
+    for part, method in enumerate(_METHODS, start=2):
         folder = run_dir / method
-        print(f"\n== {method}: pretraining without labels ==", file=sys.stderr)
+        _say(f"[{part}/{parts}] {method}: {num_epochs} epochs without labels, then the probes")
         train([f"method={method}", *_DATASET, *_TRUNK, *_TRAINING, f"num_epochs={num_epochs}", f"run_dir={folder}"])
-        weights = str(checkpoints(folder)[-1])
-        records += [record for name in ("linear", "knn") for record in _measure(name, weights, [], folder)]
+        records += _measure(str(checkpoints(folder)[-1]), [], folder)
     minutes = (time.perf_counter() - start) / 60
-    print(f"\n{table(records)}\n\n{minutes:.1f} minutes on {os.cpu_count()} cores; everything lies in {run_dir}")
+    print(f"\n{comparison(records)}\n\n{minutes:.1f} minutes on {os.cpu_count()} cores. Everything lies in {run_dir}.")
 
 
-def _measure(name: str, weights: str, trunk: Sequence[str], folder: Path) -> list[Record]:
-    overrides = [f"benchmark={name}", f"weights={weights}", *trunk, *_DATASET, f"run_dir={folder / name}", "device=cpu"]
-    return benchmark(overrides, quiet=True)
+def comparison(records: Sequence[Record]) -> str:
+    """Methods in rows, top-1 of each benchmark in columns."""
+    values: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.metric == "top1" and record.value is not None:
+            detail = f", k = {record.setting['k']}" if "k" in record.setting else ""
+            values.setdefault(record.method, {})[record.benchmark + detail] = f"{record.value:.1f} {record.unit}"
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    rows = [
+        [method, *(row.get(column, "-").rjust(len(column)) for column in columns)] for method, row in values.items()
+    ]
+    return "\n".join(["Top-1 accuracy on held-out images:", "", aligned([["method", *columns], *rows])])
+
+
+def _measure(weights: str, more: Sequence[str], folder: Path) -> list[Record]:
+    """Runs every benchmark on the weights."""
+    found = []
+    for name in _BENCHMARKS:
+        place = [f"weights={weights}", f"run_dir={folder / name}", "device=cpu"]
+        found += benchmark([f"benchmark={name}", *place, *_DATASET, *more], quiet=True)
+    return found
+
+
+def _say(line: str) -> None:
+    print(f"\n{line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

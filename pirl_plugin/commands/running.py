@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from pirl_plugin.schema import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -20,8 +22,8 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     """
     try:
         action()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"interrupted{error}", file=sys.stderr)
         return INTERRUPTED
     except ConfigError as error:
         if debug:
@@ -36,6 +38,12 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
             raise
         logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        if debug:
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"error: out of memory: lower batch_size. {reason}".strip(), file=sys.stderr)
         return FAILED
     return OK
 

@@ -33,20 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show_views(overrides: Sequence[str], out: Path, rows: int) -> None:
-    """Draws the views that training would draw of images spread evenly over the dataset."""
+    """Draws the views that training draws in its first epoch, of images spread evenly over the dataset."""
     if rows < 1:
         raise ValueError(f"--rows must be >= 1, got {rows}.")
     config = configs.load("train", overrides)
-    configs.check("task", config)
     log_to(None)
     logging.getLogger("pirl_plugin").setLevel(logging.INFO)
     dataset, transform = build("dataset", config["dataset"]), build("transform", config["transform"])
     chosen = np.linspace(0, len(dataset) - 1, min(rows, len(dataset))).astype(int).tolist()
     originals = [dataset[image_id][0] for image_id in chosen]
-    samples = [
-        transform(image, np.random.default_rng([config["seed"], image_id]))
+    samples = [  # seeded as in training, epoch 0
+        transform(image, np.random.default_rng([config["seed"], 0, image_id]))
         for image, image_id in zip(originals, chosen, strict=True)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_views(samples, originals, out, title=f"{config['method']}: views of {len(dataset)} images")
+    draw_views(samples, originals, out, title=f"{config['method']}: {len(chosen)} of {len(dataset)} images")
     log.info("Picture of %d images: %s", len(chosen), out)
