@@ -226,4 +226,4 @@ def test_whatever_is_typed_is_a_config_or_a_config_error(overrides: list[str]) -
         assert found == []
     except ConfigError as error:
         said = [problem.message for problem in error.problems]
-        assert said and all(said)  # noqa: PT017, PT018  (either outcome is right, anything else is not)
+        assert said and all(said)  # noqa: PT018  (either outcome is right, anything else is not)

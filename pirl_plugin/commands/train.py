@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(overrides: Sequence[str], print_config: bool = False) -> None:
     """Composes, checks, builds, resumes where there is something to resume, and trains."""
     config = configs.load("train", overrides)
-    configs.check("task", config)
     task: SSLPretrainingTask = build_task(config)
     if print_config:
         print(configs.to_yaml(task.config), end="")
@@ -73,6 +72,10 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
         log.info("%s", _introduction(task, processes))
     try:
         (DistributedTrainer() if processes > 1 else LocalTrainer()).train(task)
+    except KeyboardInterrupt:
+        saved = checkpoints(task.run_dir)
+        where = f"the same command goes on from {saved[-1]}" if saved else "nothing was saved yet"
+        raise KeyboardInterrupt(f" after step {task.step_idx}: {where}") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -106,9 +109,7 @@ def _resume(task: SSLPretrainingTask) -> bool:
 
 def _images_in_all(task: SSLPretrainingTask) -> int:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    images = len(task.datasets["train"])
-    batch = task.datasets["train"].get_batchsize_per_replica() * processes
-    return max(1, images // batch) * batch * int(task.num_epochs)
+    return int(task.datasets["train"].images_per_epoch(processes)) * int(task.num_epochs)
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
