@@ -55,6 +55,7 @@ def log_to(folder: Path | None) -> None:
         root.removeHandler(handler)
     root.setLevel(logging.WARNING if folder is None else logging.INFO)
     terminal = logging.StreamHandler()
+    terminal.setLevel(logging.INFO)  # a mistake's traceback goes to the file alone
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.addFilter(lambda record: record.name.startswith("pirl_plugin") or record.levelno >= logging.WARNING)
     root.addHandler(terminal)

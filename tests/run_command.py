@@ -1,0 +1,45 @@
+"""Runs a command's ``main`` inside the test process, and gives back what a user would see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> Outcome:
+    """The outcome of one command; logging is afterwards as it was before."""
+    out, err = io.StringIO(), io.StringIO()
+    with _logging_restored(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:  # argparse
+            code = end.code if isinstance(end.code, int) else 1
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _logging_restored() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("pirl_plugin")
+    before = list(root.handlers), root.level, ours.level
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in before[0]:
+                handler.close()
+        root.handlers, root.level = before[0], before[1]
+        root.setLevel(before[1])
+        ours.setLevel(before[2])
+        logging.captureWarnings(False)

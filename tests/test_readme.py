@@ -1,0 +1,217 @@
+"""Every command and program in README.md is run, in a tiny form; what is only checked says so in the README.
+
+A block is run as it stands but for the replacements below. ``<!-- long run -->`` before a block: its commands are
+composed and checked only. ``<!-- output -->`` before a console block: what it shows under a command must come out so.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_command import Outcome, run
+
+from pirl_plugin.commands import benchmark, demo, show_curves, show_views, train
+from pirl_plugin.commands import list as list_command
+from pirl_plugin.config import groups, load
+from pirl_plugin.hooks.checkpoint import checkpoints
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not there")
+
+MAINS = {
+    "tools/train.py": train.main,
+    "tools/benchmark.py": benchmark.main,
+    "tools/list.py": list_command.main,
+    "tools/show_views.py": show_views.main,
+    "tools/show_curves.py": show_curves.main,
+    "pirl_plugin.commands.demo": demo.main,
+}
+# said once more at the end of a command, where it makes the run tiny: the last one counts
+TINY = {
+    "tools/train.py": ["num_epochs=1", "batch_size=4", "device=cpu", "trunk.width=0.125", "loss.num_negatives=4"],
+    "tools/benchmark.py": ["device=cpu"],
+    "tools/show_views.py": [],
+}
+TINY_RANDOM = ["trunk.width=0.125"]  # a checkpoint says itself how wide it is
+TINY_SCENES = ["dataset.num_images=16"]
+# names that stand for something of the reader's: each becomes a tiny one
+PLACEHOLDERS = {"DIR": "photos", "LABELLED_DIR": "labelled", "CHECKPOINT": "run/checkpoints/{checkpoint}"}
+PACKAGES = {"pirl_plugin", "."}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of the README, with the comment right before it."""
+
+    line: int
+    language: str
+    text: str
+    comment: str
+
+    def commands(self) -> list[str]:
+        """Commands without prompts and remarks, continued lines joined."""
+        joined = self.text.replace("\\\n", " ")
+        lines = [line for line in joined.splitlines() if self.language != "console" or line.startswith("$ ")]
+        found = [re.sub(r"(^|\s)#.*$", "", line.removeprefix("$ ")).strip() for line in lines]
+        return [command for command in found if command]
+
+
+def blocks() -> list[Block]:
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    pattern = re.compile(
+        r"(?:<!--\s*(?P<comment>[^>]*?)\s*-->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M
+    )
+    return [
+        Block(
+            text.count("\n", 0, match.start("language")) + 1, match["language"], match["text"], match["comment"] or ""
+        )
+        for match in pattern.finditer(text)
+    ]
+
+
+SHELL = [
+    (block, command) for block in blocks() if block.language in ("bash", "console") for command in block.commands()
+]
+PROGRAMS = [block for block in blocks() if block.language == "python"]
+
+
+def images_in(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        pixels = np.random.default_rng([index, len(folder.name)]).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.jpg")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the reader works in: photos, labelled photos, and a run of their own."""
+    folder = tmp_path_factory.mktemp("reader")
+    images_in(folder / "photos", 8)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            images_in(folder / "labelled" / split / name, 4)
+    tiny = ["dataset=image_folder", f"dataset.root={folder / 'photos'}", *TINY["tools/train.py"]]
+    assert run(train.main, ["method=pirl_32", "trunk=resnet18_narrow", *tiny, f"run_dir={folder / 'run'}"]).code == 0
+    return folder
+
+
+def in_tiny(command: str, reader: Path) -> tuple[str, list[str]]:
+    """The tool and its arguments, with placeholders filled in and sizes cut."""
+    words = shlex.split(command)
+    if words[0] == "torchrun":  # the same run in one process; that two give the same is tested with the task
+        assert all(
+            re.fullmatch(r"--(nproc_per_node|nnodes|standalone)(=\d+)?", word) for word in words[1:-1] if word[0] == "-"
+        )
+        words = [
+            "python",
+            *[word for word in words[1:] if not word.startswith(("--nproc", "--nnodes", "--standalone"))],
+        ]
+    assert words[0] == "python", f"unknown command: {command}"
+    words = words[1:] if words[1] != "-m" else words[2:]
+    tool, arguments = words[0], words[1:]
+    assert tool in MAINS, f"unknown command: {command}"
+    checkpoint = checkpoints(reader / "run")[-1].name
+    filled = []
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        if value in PLACEHOLDERS:
+            value = str(reader / PLACEHOLDERS[value].format(checkpoint=checkpoint))
+        elif key == "weights" and value != "random" and not (reader / value).is_file():
+            value = str(reader / "run" / "checkpoints" / checkpoint)
+        filled.append(f"{key}{equals}{value}")
+    if tool not in TINY or "--help" in filled:
+        return tool, filled
+    if not any(argument.startswith("dataset=") and "scenes" not in argument for argument in filled):
+        filled += TINY_SCENES
+    return tool, [*filled, *TINY[tool], *(TINY_RANDOM if "weights=random" in filled else [])]
+
+
+def known_without_running(command: str, root: Path) -> bool:
+    """Whether the command sets something up: then its parts are held against the files, and it is not run."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.M)
+        assert all(word in targets or "=" in word for word in words[1:]), f"no such target: {command}"
+        return True
+    if words[:2] == ["git", "clone"] or words[0] == "cd":
+        return True
+    if words[:2] == ["pip", "install"] or words[:4] == ["python", "-m", "pip", "install"]:
+        named = [word for word in words[words.index("install") + 1 :] if not word.startswith("-")]
+        assert all(re.sub(r"\[.*\]", "", word) in PACKAGES for word in named), f"unknown package: {command}"
+        return True
+    return False
+
+
+def assert_output(block: Block, command: str, outcome: Outcome) -> None:
+    """What the block shows under a command appears, line by line; ``...`` stands for anything."""
+    shown: list[str] = []
+    inside = False
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            inside = line.removeprefix("$ ").strip() == command
+        elif inside and line.strip():
+            shown.append(line)
+    for line in shown:
+        pattern = ".*".join(re.escape(part.rstrip()) for part in line.split("..."))
+        assert re.search(pattern, outcome.out + outcome.err), f"not said: {line!r} in {outcome.out + outcome.err}"
+
+
+@pytest.mark.filterwarnings("ignore:num_negatives")
+@pytest.mark.parametrize(("block", "command"), SHELL, ids=[f"line {b.line}: {c[:50]}" for b, c in SHELL])
+def test_a_command_of_the_readme(
+    block: Block, command: str, reader: Path, monkeypatch: pytest.MonkeyPatch, repository_root: Path
+) -> None:
+    monkeypatch.chdir(reader)
+    if known_without_running(command, repository_root):
+        return
+    meant_to_fail = "\nerror:" in block.text
+    tool, arguments = (shlex.split(command)[1], shlex.split(command)[2:]) if meant_to_fail else in_tiny(command, reader)
+    if "long run" in block.comment:
+        assert tool in ("tools/train.py", "tools/benchmark.py"), "only these have a configuration to check"
+        if tool == "tools/train.py":
+            assert load("train", arguments)
+        else:
+            assert load("benchmark", arguments, benchmark._problems)
+        return
+    outcome = run(MAINS[tool], arguments)
+    assert (outcome.code == 2) if meant_to_fail else (outcome.code == 0), outcome.err
+    assert "Traceback" not in outcome.err
+    if meant_to_fail or "output" in block.comment:
+        assert_output(block, command, outcome)
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=[f"line {block.line}" for block in PROGRAMS])
+def test_a_program_of_the_readme(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, f"README.md, line {block.line}", "exec"), {"__name__": "__main__"})
+
+
+def test_there_are_commands_to_test() -> None:
+    assert any("tools/train.py" in command for _, command in SHELL)
+    assert PROGRAMS
+
+
+def test_a_command_that_nobody_knows_fails(reader: Path, repository_root: Path) -> None:
+    for command in ("python tools/trian.py method=pirl", "curl http://example.org", "python -m nothing"):
+        assert not known_without_running(command, repository_root)
+        with pytest.raises(AssertionError, match="unknown command"):
+            in_tiny(command, reader)
+    with pytest.raises(AssertionError, match="no such target"):
+        known_without_running("make coffee", repository_root)
+    with pytest.raises(AssertionError, match="unknown package"):
+        known_without_running("pip install something-else", repository_root)
+
+
+def test_options_of_tables_exist() -> None:
+    """What the README names in the form ``group=option`` exists."""
+    text = README.read_text(encoding="utf-8")
+    from_text = set(re.findall(r"\b(method|trunk|benchmark|loss|optimizer)=(\w+)", text)) - {("trunk", "resnt18")}
+    assert from_text
+    wrong = [found for found in sorted(from_text) if found[1] not in groups()[found[0]]]
+    assert wrong == []
