@@ -96,6 +96,14 @@ def test_the_seed_decides_everything_and_the_caller_s_generator_nothing() -> Non
     assert not torch.equal(everything(first)["model.trunk.conv1.weight"], other["model.trunk.conv1.weight"])
 
 
+@pytest.mark.parametrize(("lam", "idle"), [(0.0, {"patches"}), (0.5, set()), (1.0, {"image"})])
+def test_a_head_that_the_loss_does_not_use_is_frozen(lam: float, idle: set[str]) -> None:
+    heads = build(loss={"lam": lam}).base_model.heads
+    frozen = {view for view, head in heads.items() if not any(p.requires_grad for p in head.parameters())}
+    trained = {view for view, head in heads.items() if all(p.requires_grad for p in head.parameters())}
+    assert (frozen, trained) == (idle, set(heads) - idle)
+
+
 # -- gradient accumulation ---------------------------------------------------------------------------------------------
 
 

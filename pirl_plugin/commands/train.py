@@ -72,6 +72,8 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
         log.info("%s", _introduction(task, processes))
     try:
         (DistributedTrainer() if processes > 1 else LocalTrainer()).train(task)
+        # before the processes part: they make up the global batch that steps are counted in
+        log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
     except KeyboardInterrupt:
         saved = checkpoints(task.run_dir)
         where = f"the same command goes on from {saved[-1]}" if saved else "nothing was saved yet"
@@ -79,7 +81,6 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
 
 
 def _resume(task: SSLPretrainingTask) -> bool:

@@ -1,4 +1,4 @@
-"""Mistakes that a task's signature cannot show, each refused with what to do about it."""
+"""Mistakes that a task's signature cannot show, each refused with what to do about it, and what follows from parts."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ def refuse_unwritten_bank(loss: nn.Module, hooks: Iterable[Any]) -> None:
         raise ValueError("hooks hold memory_bank_update, but the loss has no memory bank: take the hook out.")
 
 
-def has_idle_heads(heads: Mapping[str, nn.Module] | nn.ModuleDict, loss: nn.Module) -> bool:
-    """Whether a head's view does not enter the loss (its weight is 0), so that the head never gets a gradient.
+def freeze_idle_heads(heads: Mapping[str, nn.Module] | nn.ModuleDict, loss: nn.Module) -> None:
+    """Freezes heads whose view does not enter the loss (its weight is 0): they would never get a gradient.
 
-    ``DistributedDataParallel`` must then look for parameters without one; else it does not, which is cheaper. A loss
-    that does not say which ``views`` it uses is taken to use all.
+    ``DistributedDataParallel`` waits for every gradient that it was told of. A loss that does not say which ``views``
+    it uses is taken to use all.
     """
     used: Sequence[str] | None = getattr(loss, "views", None)
-    return used is not None and not set(heads) <= set(used)
+    for view, head in heads.items():
+        if used is not None and view not in used:
+            head.requires_grad_(False)
 
 
 def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> None:

@@ -116,10 +116,9 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         saving = [build("hook", checkpoint)] if checkpoint else []
         self.set_hooks([build("hook", hook) for hook in (_BANK_HOOK if hooks is None else hooks)] + saving)
         checks.refuse_unwritten_bank(self.base_loss, self.hooks)
-        self.set_distributed_options(
-            batch_norm_sync_mode=BatchNormSyncMode.PYTORCH if sync_batch_norm else BatchNormSyncMode.DISABLED,
-            find_unused_parameters=checks.has_idle_heads(self.base_model.heads, self.base_loss),
-        )
+        checks.freeze_idle_heads(self.base_model.heads, self.base_loss)
+        if sync_batch_norm:
+            self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
