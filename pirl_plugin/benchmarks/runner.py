@@ -141,9 +141,9 @@ def problems_of(config: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem(key, f"must be a whole number >= {least}, got {value!r}."))
     if config.get("weights") == RANDOM:
         if config.get("trunk") is None:
-            problems.append(Problem("trunk", "missing; random weights say nothing of their trunk: trunk=resnet18, for example."))
+            problems.append(Problem("trunk", "missing; random weights do not say: trunk=resnet18, for example."))
         if config.get("image_size") is None and config.get("transform") is None:
-            problems.append(Problem("image_size", "missing; random weights were trained at no size, so state one: image_size=64, for example."))
+            problems.append(Problem("image_size", "missing; random weights do not say: image_size=64, for example."))
     return problems
 
 
