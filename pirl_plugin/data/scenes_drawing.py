@@ -2,7 +2,7 @@
 
 The class decides the outline of an object and, as in nature, makes one texture of the object and one of its
 surroundings likelier than others (``typicality``; at 0 the outline is all there is). Place, size, pose, colours,
-distractors, light and noise are drawn from the same distributions for every class, so that none of them tells the class.
+distractors, light and noise come from the same distributions for every class, so that none of them tells the class.
 """
 
 from __future__ import annotations
