@@ -304,6 +304,8 @@ def test_ctrl_c_ends_with_one_line_and_a_whole_checkpoint(tmp_path: Path, reposi
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        # a shell ignores the signal in what it runs in the background, and that would be inherited by the run
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         give_up = time.monotonic() + 240

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def draw_curves(
     for index, ((benchmark, setting, metric), methods) in enumerate(curves.items()):
         axes = figure.add_subplot(1 + bool(health), columns, index + 1)
         _draw_probe(axes, methods, colours)
-        axes.set_title(f"{benchmark} ({setting})", fontsize=9)
+        axes.set_title("\n".join(textwrap.wrap(f"{benchmark} ({setting})", width=38)), fontsize=9)
         axes.set_ylabel(f"{metric}, %", fontsize=8)
         if index == 0:
             axes.legend(fontsize=8, frameon=False)
