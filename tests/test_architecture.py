@@ -337,7 +337,7 @@ def test_no_tracked_file_names_a_place_on_somebodys_machine(repository_root: Pat
     ("text", "count"),
     [
         ("root: /home/anna/images", 1),
-        ("open('/work/data')", 1),
+        ("open('/root/data')", 1),
         ("see https://github.com/root/opt/x and ../data/x", 0),
         ("dataset.root=/path/to/images", 0),
     ],

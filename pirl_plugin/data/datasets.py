@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "test
 log = logging.getLogger(__name__)
 
 
-class ImageDataset(Configurable, ClassyDataset):
+class ImageDataset(Configurable, ClassyDataset, ABC):
     """Images by id: ``dataset[image_id] -> (RGB image, image_id)``, ids ``0 .. len(dataset) - 1``.
 
     The returned id is that of the image returned. It differs from the asked one when that image was unreadable: the
@@ -49,25 +50,25 @@ class ImageDataset(Configurable, ClassyDataset):
         self.unreadable: dict[int, str] = {}
         self._cache: dict[int, np.ndarray] = {}
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, image_id: int) -> Image.Image:
         """The RGB image of this very id.
 
         Raises:
             UnreadableImageError: it cannot be read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def file_name(self, image_id: int) -> str:
         """A name of the image for people: for files, the path relative to the root, with forward slashes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 hex digest over all that determines which image an id means."""
-        raise NotImplementedError
 
     def boxes(self, image_id: int) -> dict[str, np.ndarray]:
         """Objects of an image, where they are known.
