@@ -33,6 +33,10 @@ class Numbers(ImageDataset):
     def file_name(self, image_id: int) -> str:
         return str(image_id)
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.total}{self.broken}"
+
 
 def draw(image: Image.Image, generator: np.random.Generator) -> dict[str, torch.Tensor]:
     """A transform that shows both of its arguments: the pixel, and what the generator gave."""
