@@ -80,6 +80,8 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
         raise KeyboardInterrupt(f" after step {task.step_idx}: {where}") from None
     finally:
         if dist.is_initialized():
+            # torch 2.11 waits for ever where the wrapped model outlives the process group that it belongs to
+            task.distributed_model = task.distributed_loss = None
             dist.destroy_process_group()
 
 
