@@ -130,7 +130,7 @@ class ImageAndJigsawPatches(ImageView):
     """An augmented crop and shuffled jigsaw patches: ``{"image": (3, S, S), "patches": (grid**2, 3, s, s)}`` (PIRL).
 
     The two come from independent crops of the image. Each patch has a photometric program of its own, drawn from the
-    same settings as the image's, as in the paper (Sec. 3) and in the released implementation.
+    same settings as the image's, as in the paper and in the released implementation.
 
     Args:
         image_size: side S of the image view, pixels.

@@ -1,6 +1,6 @@
 """Geometry of the jigsaw pretext: where the patches lie, in which order they come. No pixels are changed here.
 
-Noroozi & Favaro 2016, as PIRL uses it (Misra & van der Maaten 2020, Sec. 3): a square crop of ``jigsaw_size`` pixels is
+Noroozi & Favaro 2016, as PIRL uses it (Misra & van der Maaten 2020): a square crop of ``jigsaw_size`` pixels is
 divided into ``grid x grid`` cells, and each cell gives one patch from a random place inside it, so that patches do not
 overlap and their borders can hardly be matched.
 """

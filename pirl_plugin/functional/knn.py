@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbour classification (Wu et al. 2018, arXiv 1805.01978, Sec. 3.4)."""
+"""Weighted nearest-neighbour classification (Wu et al. 2018, arXiv 1805.01978)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pirl_plugin.schema import PROVIDED, Fraction, PositiveInt, checked
 @register_memory_bank("ema_memory_bank")
 @checked
 class EMAMemoryBank(Configurable, nn.Module):
-    """One unit-norm row per image: ``m <- normalise(momentum * m + (1 - momentum) * f)`` (PIRL Sec. 3.2).
+    """One unit-norm row per image: ``m <- normalise(momentum * m + (1 - momentum) * f)`` (PIRL, weight 0.5).
 
     Every rank holds all rows and applies every rank's update, so that the copies never differ.
 

@@ -14,7 +14,7 @@ from pirl_plugin.schema import PROVIDED, PositiveInt, checked
 @register_head("linear")
 @checked
 class LinearHead(Configurable, ClassyHead):
-    """One linear layer, the head f of PIRL (Sec. 3.1: res5, average pooling, linear projection to 128).
+    """One linear layer, the head f of PIRL (res5, average pooling, linear projection to 128).
 
     Args:
         in_dim: channels of the trunk; the model provides it.
@@ -74,7 +74,7 @@ class MLPHead(Configurable, ClassyHead):
 @register_head("jigsaw")
 @checked
 class JigsawHead(Configurable, ClassyHead):
-    """The head g of PIRL: one shared linear layer per patch, concatenation, one linear layer (Sec. 3.1).
+    """The head g of PIRL: one shared linear layer per patch, concatenation, one linear layer.
 
     As in VISSL, no nonlinearity and no batch norm anywhere. The patches are concatenated in the order given, which is
     the shuffled one.
