@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +50,18 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """Like ``all_gather``, but ranks may have different numbers of rows: ``(B_r, ...)`` to ``(sum of B_r, ...)``."""
+    if not is_distributed():
+        return tensor
+    counts = all_gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    gathered = all_gather(padded).unflatten(0, (world_size(), max(counts)))
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+@torch.no_grad()
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, a new tensor."""
     if not is_distributed():
@@ -77,3 +92,31 @@ def barrier() -> None:
     """Waits for every rank."""
     if is_distributed():
         dist.barrier()
+
+
+def launched_processes() -> int:
+    """Number of processes that ``torchrun`` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched_primary() -> bool:
+    """Whether this is the first process, known before there is a process group."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that ``torchrun`` started; nothing for a single one.
+
+    Each process gets the GPU of its local rank where ``device`` is one.
+    """
+    if launched_processes() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from pirl_plugin.benchmarks import BenchmarkContext, run_benchmark
-from pirl_plugin.benchmarks.features import Features, extract, grid_pool
+from pirl_plugin.benchmarks.features import LabelledFeatures, extract, grid_pool
 from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear, LinearProbe, SGDSettings
 from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
@@ -249,7 +249,9 @@ def test_the_seed_moves_the_result_by_less_than_a_third_of_a_point():
     """Overlapping classes, about 60 % right: the seed only decides which images choose the penalty."""
 
     def accuracy(seed: int) -> float:
-        train, test = (Features({"res5": x}, labels, 4, 0) for x, labels in (toy(1, 3000), toy(2, 1000)))
+        train, test = (
+            LabelledFeatures({"res5": x}, torch.arange(len(x)), 0, labels) for x, labels in (toy(1, 3000), toy(2, 1000))
+        )
         one = BenchmarkContext(trunk=torch.nn.Identity(), train=None, test=None, transform=EvalView(), seed=seed)
         scores, more = Linear()._converged(one, train, test, 4)["res5"]
         assert more["held_out"] == 3000
@@ -281,7 +283,7 @@ def test_features_are_in_the_order_of_ids_and_independent_of_batches_and_workers
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     expected = one.trunk.features(x[None], ["res2"])["res2"].mean(dim=(2, 3))[0]
     torch.testing.assert_close(single.of["res2"][7], expected, atol=1e-4, rtol=1e-4)
-    assert single.labels.tolist() == one.test.labels.tolist()
+    assert single.ids.tolist() == list(range(len(one.test)))
 
 
 def test_splits_with_different_classes_and_unlabelled_data_are_refused():

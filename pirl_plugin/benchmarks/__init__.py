@@ -1,10 +1,21 @@
 """Benchmarks of frozen weights; importing this registers them."""
 
-from pirl_plugin.benchmarks.context import BenchmarkContext, Result
-from pirl_plugin.benchmarks.features import Features, extract
+from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
+from pirl_plugin.benchmarks.features import Features, LabelledFeatures, extract
 from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear
 from pirl_plugin.benchmarks.runner import run_benchmark
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 
-__all__ = ["KNN", "BenchmarkContext", "Features", "Linear", "Result", "extract", "run_benchmark", "top_k_accuracy"]
+__all__ = [
+    "KNN",
+    "Benchmark",
+    "BenchmarkContext",
+    "Features",
+    "LabelledFeatures",
+    "Linear",
+    "Result",
+    "extract",
+    "run_benchmark",
+    "top_k_accuracy",
+]

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
+from pirl_plugin.benchmarks.features_cache import FeaturesCache
 from pirl_plugin.data.loading import evaluation_loader
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.records import memory_gib
@@ -30,19 +32,28 @@ _GOYAL_DIMS = 9000
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the readable images of a labelled dataset.
+    """Features of the readable images of a dataset.
 
     Attributes:
-        of: ``{name: (N, D) float32}`` on the device, rows in the order of image ids.
-        labels: ``(N,)`` int64 on the device.
-        num_classes: C; labels are in ``[0, C)``.
+        of: ``{name: (N, D) float32}`` on the device, rows in the order of ``ids``.
+        ids: ids of the images, ``(N,)`` int64 on the CPU, ascending.
         unreadable: number of images left out because they could not be read.
     """
 
     of: dict[str, Tensor]
-    labels: Tensor
-    num_classes: int
+    ids: Tensor
     unreadable: int
+
+
+@dataclass(frozen=True)
+class LabelledFeatures(Features):
+    """Features, and the class of each image.
+
+    Attributes:
+        labels: ``(N,)`` int64 on the device.
+    """
+
+    labels: Tensor
 
 
 def grid_pool(x: Tensor) -> Tensor:
@@ -70,24 +81,50 @@ POOLINGS = {"avg": global_pool, "grid": grid_pool}
 def extract(context: BenchmarkContext, dataset: Any, names: Sequence[str], pooling: str, what: str) -> Features:
     """Pooled features of the trunk's layers, and the image head's embedding, of every readable image.
 
+    Several processes extract a part each, and all get all of it. What ``context.cache_dir`` holds already is read.
+
     Args:
         context: the weights and how to run them.
-        dataset: labelled images.
+        dataset: images; labels are not needed.
         names: layers of the trunk, and/or ``embedding``.
         pooling: ``avg`` or ``grid`` (see ``grid_pool``).
         what: name of the split, for the progress bar.
 
     Raises:
-        ValueError: a dataset without class labels, no readable image, features that are not finite, or ones that would
-            not fit into memory.
+        ValueError: no readable image, features that are not finite, or ones that would not fit into memory.
     """
-    labels = class_labels(dataset, what)
+    cache = FeaturesCache.of(context, dataset, pooling)
+    kept = cache.read(names, context.device)
+    missing = [name for name in names if name not in kept.of]
+    if missing:
+        found, ids = _extract(context, dataset, missing, pooling, what)
+        cache.write(found, ids)
+        kept.of.update(found)
+        kept.ids = ids
+    assert kept.ids is not None  # there is at least one name
+    for name in names:
+        if not bool(torch.isfinite(kept.of[name]).all()):
+            raise ValueError(f"the {name} features of the {what} split are not finite: the weights have diverged.")
+    return Features({name: kept.of[name] for name in names}, kept.ids, len(dataset) - len(kept.ids))
+
+
+def _extract(
+    context: BenchmarkContext, dataset: Any, names: Sequence[str], pooling: str, what: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    if len(dataset) < distributed.world_size():
+        raise ValueError(f"the {what} split has fewer images than there are processes: start fewer.")
     loader = evaluation_loader(
-        dataset, context.transform, context.batch_size, context.num_workers, pin_memory=context.device.type == "cuda"
+        dataset,
+        context.transform,
+        context.batch_size,
+        context.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=context.device.type == "cuda",
     )
     normalize = Normalize().to(context.device)
     rows: dict[str, Tensor] = {}
-    kept: list[Tensor] = []
+    kept: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
     filled = 0
     for batch in context.progress(loader, len(loader), f"features of {what}"):
         readable = batch["asked"] == batch["target"]  # a replaced image would be counted twice
@@ -98,14 +135,10 @@ def extract(context: BenchmarkContext, dataset: Any, names: Sequence[str], pooli
             rows[name][filled : filled + int(readable.sum())] = x[readable.to(x.device)]
         filled += int(readable.sum())
         kept.append(batch["target"][readable])
-    if filled == 0:
+    ids = distributed.all_gather_rows(torch.cat(kept).to(context.device)).cpu()
+    if len(ids) == 0:
         raise ValueError(f"no image of the {what} split could be read.")
-    of = {name: x[:filled] for name, x in rows.items()}
-    for name, x in of.items():
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"the {name} features of the {what} split are not finite: the weights have diverged.")
-    of_images = torch.from_numpy(labels)[torch.cat(kept)].to(context.device)
-    return Features(of, of_images, int(labels.max()) + 1, len(dataset) - filled)
+    return {name: distributed.all_gather_rows(rows[name][:filled]) for name in names}, ids
 
 
 def class_labels(dataset: Any, what: str) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -123,13 +156,11 @@ def class_labels(dataset: Any, what: str) -> np.ndarray[Any, np.dtype[np.int64]]
     return np.asarray(labels, dtype=np.int64)
 
 
-def train_and_test(
-    context: BenchmarkContext, names: Sequence[str], pooling: str
-) -> tuple[Features, Features, int, dict[str, Any]]:
-    """Features of both splits, the number of classes, and what to note about them.
+def number_of_classes(context: BenchmarkContext) -> int:
+    """Classes of the two splits.
 
     Raises:
-        ValueError: classes of the test split that the training split does not have, or does not call the same.
+        ValueError: classes of one split that the other does not have, or does not call the same.
     """
     ours, theirs = (list(getattr(split, "class_names", []) or []) for split in (context.train, context.test))
     if ours != theirs:
@@ -137,9 +168,21 @@ def train_and_test(
         raise ValueError(
             f"the train and test splits have different classes, for example {different}: use matching splits."
         )
-    train = extract(context, context.train, names, pooling, "train")
-    test = extract(context, context.test, names, pooling, "test")
-    classes = max(train.num_classes, test.num_classes, len(ours))
+    labels = [class_labels(split, what) for split, what in ((context.train, "train"), (context.test, "test"))]
+    return max(len(ours), *(int(part.max()) + 1 for part in labels))
+
+
+def train_and_test(
+    context: BenchmarkContext, names: Sequence[str], pooling: str
+) -> tuple[LabelledFeatures, LabelledFeatures, int, dict[str, Any]]:
+    """Features of both splits, the number of classes, and what to note about them.
+
+    Raises:
+        ValueError: splits without class labels, or with different classes.
+    """
+    classes = number_of_classes(context)
+    train = _labelled(context, context.train, names, pooling, "train")
+    test = _labelled(context, context.test, names, pooling, "test")
     notes = {
         "num_train": len(train.labels),
         "num_test": len(test.labels),
@@ -148,6 +191,15 @@ def train_and_test(
         "unreadable_test": test.unreadable,
     }
     return train, test, classes, notes
+
+
+def _labelled(
+    context: BenchmarkContext, dataset: Any, names: Sequence[str], pooling: str, what: str
+) -> LabelledFeatures:
+    labels = class_labels(dataset, what)
+    found = extract(context, dataset, names, pooling, what)
+    of_images = torch.from_numpy(labels)[found.ids].to(context.device)
+    return LabelledFeatures(found.of, found.ids, found.unreadable, of_images)
 
 
 @torch.no_grad()
@@ -175,4 +227,4 @@ def _allocate(count: int, x: Tensor, name: str, device: torch.device) -> Tensor:
             f"the {name} features of {count} images ({x.shape[1]} numbers each) take {size:.1f} GiB of "
             f"{available:.1f}: use pooling=avg or fewer layers."
         )
-    return torch.empty(count, x.shape[1], device=device)
+    return torch.empty(-(-count // distributed.world_size()), x.shape[1], device=device)

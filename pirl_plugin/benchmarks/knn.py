@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 
-from pirl_plugin.benchmarks.context import BenchmarkContext, Result
+from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import EMBEDDING, train_and_test
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.functional.knn import knn_votes
-from pirl_plugin.registry import Configurable, register_benchmark
+from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
 
 
 @register_benchmark("knn")
 @checked
-class KNN(Configurable):
+class KNN(Benchmark):
     """Weighted k nearest neighbours by cosine: top-1 and, for more than five classes, top-5 (Wu et al. 2018).
 
     Nothing is trained. The protocol's name in the records is ``weighted_knn``; the headline is the largest k's top-1.
@@ -29,6 +29,8 @@ class KNN(Configurable):
         features: ``trunk``, average-pooled, or the image head's ``embedding``.
         layer: of the trunk; without effect on the embedding.
     """
+
+    multi_process = True
 
     def __init__(
         self,

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from annotated_types import Len
 from torch import Tensor, nn
 
-from pirl_plugin.benchmarks.context import BenchmarkContext, Result
-from pirl_plugin.benchmarks.features import Features, train_and_test
+from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
+from pirl_plugin.benchmarks.features import LabelledFeatures, train_and_test
 from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.models.trunks import LAYERS
-from pirl_plugin.registry import Configurable, register_benchmark
+from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, checked
 
 _SMALL_SET = 10_000  # up to here 5-fold cross-validation chooses the penalty, above it one tenth of the images does
@@ -27,7 +27,7 @@ Layer = Literal["conv1", "res2", "res3", "res4", "res5"]
 
 @register_benchmark("linear")
 @checked
-class Linear(Configurable):
+class Linear(Benchmark):
     """Linear classifiers on frozen features: top-1 and, for more than five classes, top-5 of each layer.
 
     Features are cached: each image passes the trunk once, as the evaluation transform shows it. Two protocols, whose
@@ -93,7 +93,7 @@ class Linear(Configurable):
                 )
 
     def _converged(
-        self, context: BenchmarkContext, train: Features, test: Features, classes: int
+        self, context: BenchmarkContext, train: LabelledFeatures, test: LabelledFeatures, classes: int
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         generator = torch.Generator().manual_seed(context.seed)
         small = len(train.labels) <= _SMALL_SET
@@ -115,7 +115,7 @@ class Linear(Configurable):
         return scores
 
     def _goyal19(
-        self, context: BenchmarkContext, train: Features, test: Features, classes: int
+        self, context: BenchmarkContext, train: LabelledFeatures, test: LabelledFeatures, classes: int
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         channels: dict[str, int] = context.trunk.channels  # type: ignore[assignment]
         with torch.random.fork_rng(devices=[]):

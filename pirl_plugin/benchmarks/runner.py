@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
-from pirl_plugin import records
+from pirl_plugin import distributed, records
 from pirl_plugin.atomic import write_text
-from pirl_plugin.benchmarks.context import BenchmarkContext, Result
+from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
+from pirl_plugin.benchmarks.weights_under_test import RANDOM, Weights, frozen_networks, read_trunk
 from pirl_plugin.records import Record
-from pirl_plugin.registry import build, check
+from pirl_plugin.registry import build, check, lookup
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
-from pirl_plugin.weights import files
 
-RANDOM = "random"
+log = logging.getLogger(__name__)
+
 _DEFAULTS: dict[str, Any] = {
     "transform": None,
     "image_size": None,
     "trunk": None,
     "plugins": None,
-    "train_split": "train",
-    "test_split": "test",
+    "train_split": None,
+    "test_split": None,
     "method": None,
     "dataset_name": None,
     "device": "auto",
@@ -37,30 +37,11 @@ _DEFAULTS: dict[str, Any] = {
     "num_workers": 0,
     "seed": 0,
     "run_dir": None,
+    "cache_dir": None,
 }
 _REQUIRED = ("benchmark", "weights", "dataset")
+_SPLITS = ("train", "test")
 _CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("float32", "bf16")}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a weights file (or ``random``) stands for.
-
-    Attributes:
-        trunk: configuration of the trunk.
-        state: its weights; None for random ones.
-        config: configuration of the training run, as far as the file holds it.
-        checkpoint: the file's content.
-        sha256: of the file; None for random weights.
-        note: what was left out of the file.
-    """
-
-    trunk: dict[str, Any]
-    state: dict[str, torch.Tensor] | None
-    config: dict[str, Any]
-    checkpoint: dict[str, Any]
-    sha256: str | None
-    note: dict[str, Any]
 
 
 def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
@@ -71,11 +52,12 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
 
     Args:
         config: ``benchmark`` (its configuration), ``weights`` (a file, or ``random``) and ``dataset`` (its
-            configuration; the splits are put into it) must be there. May be there: ``transform`` (null: the evaluation
-            view), ``image_size`` of that view in pixels (null: the one that the weights were trained at), ``trunk``
-            (null: the checkpoint's), ``train_split``, ``test_split``, ``method`` and ``dataset_name`` (null: derived),
-            ``plugins`` (imported by the command), ``device``, ``precision``, ``batch_size``, ``num_workers``, ``seed``,
-            ``run_dir``.
+            configuration; the splits are put into it) must be there. May be there: ``transform`` (null: the
+            benchmark's evaluation view), ``image_size`` of that view in pixels (null: the one that the weights were
+            trained at), ``trunk`` (null: the checkpoint's), ``train_split`` and ``test_split`` (null: the dataset's),
+            ``method`` and ``dataset_name`` (null: derived), ``plugins`` (imported by the command), ``device``,
+            ``precision``, ``batch_size``, ``num_workers``, ``seed``, ``run_dir``, ``cache_dir`` (for features; null:
+            ``features`` beside ``run_dir``).
 
     Raises:
         ConfigError: a configuration that cannot be run, all problems at once; nothing is written.
@@ -85,8 +67,10 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
     if problems:
         raise ConfigError(problems)
     full = {**_DEFAULTS, **config}
+    _refuse_processes(full["benchmark"]["name"])
     run_dir = Path(full["run_dir"]) if full["run_dir"] else None
-    if run_dir is not None:
+    writes = run_dir is not None and distributed.is_launched_primary()
+    if run_dir is not None and writes:
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "results.jsonl"):  # of an earlier run: not what config.yaml says from now on
             (run_dir / name).unlink(missing_ok=True)
@@ -99,18 +83,25 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
         "weights_sha256": None,
     }
     try:
-        results, more = _results(full, run_dir, facts)
+        device = _device(full["device"])
+        with distributed.process_group(device):
+            results, more = _results(full, device, run_dir, facts)
         found = [_record(full, facts, result, time.perf_counter() - start, more) for result in results]
     except Exception as error:
         failed = _failure(full, facts, error, time.perf_counter() - start)
-        if run_dir is not None:
+        if run_dir is not None and writes:
             records.write_record(failed, run_dir / "result.json")
         raise
     found.sort(key=lambda record: not record.extra.pop("headline"))
-    if run_dir is not None:
+    if run_dir is not None and writes:
         records.write_records(found, run_dir / "results.jsonl")
         records.write_record(found[0], run_dir / "result.json")
     return found
+
+
+def _refuse_processes(name: str) -> None:
+    if distributed.launched_processes() > 1 and not getattr(lookup("benchmark", name), "multi_process", False):
+        raise ConfigError([Problem("benchmark", f"{name} runs in one process: start it without torchrun.")])
 
 
 def problems_of(config: Mapping[str, Any]) -> list[Problem]:
@@ -147,42 +138,6 @@ def problems_of(config: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
-    """What the weights are and which trunk they are for.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not weights, no trunk in them, or a trunk that neither they nor the caller describe.
-    """
-    if weights == RANDOM:
-        return Weights(dict(trunk or {}), None, {}, {}, None, {})
-    checkpoint = files.read_weights(weights)
-    found = files.find_trunk(checkpoint)
-    described = trunk or files.trunk_config(checkpoint)
-    if described is None:
-        raise ValueError(
-            f"{weights!r} ({found.format}) does not say which trunk it is for: set trunk, e.g. trunk=resnet50."
-        )
-    note: dict[str, Any] = {"weights_format": found.format}
-    if found.dropped:
-        note["weights_left_out"] = found.dropped
-    images_seen = (checkpoint.get("classy_state_dict") or {}).get("num_updates")
-    if images_seen is not None:
-        note["images_seen"] = int(images_seen)  # of the pretraining, for curves
-    return Weights(
-        dict(described), found.state, files.training_config(checkpoint), checkpoint, files.sha256_of_file(weights), note
-    )
-
-
-def evaluation_transform(training: Mapping[str, Any], image_size: int | None = None) -> dict[str, Any]:
-    """The evaluation view: of ``image_size``, else of the training's image view, else of 224 pixels.
-
-    Images up to 128 pixels are resized to that size as a whole, larger ones to 256 / 224 of it and cropped.
-    """
-    size = image_size or int((training.get("transform") or {}).get("image_size") or 224)
-    return {"name": "eval_view", "resize": size if size <= 128 else round(size * 256 / 224), "crop": size}
-
-
 def dataset_name(config: Mapping[str, Any]) -> str:
     """A name of the dataset for people: as configured, else its folder's name, else the component's."""
     dataset = config["dataset"]
@@ -191,57 +146,55 @@ def dataset_name(config: Mapping[str, Any]) -> str:
 
 
 def _results(
-    config: dict[str, Any], run_dir: Path | None, facts: dict[str, Any]
+    config: dict[str, Any], device: torch.device, run_dir: Path | None, facts: dict[str, Any]
 ) -> tuple[list[Result], dict[str, Any]]:
     """Builds and runs; fills ``facts`` as they become known, so that a failure's record has them too."""
-    device = _device(config["device"])
     weights = read_trunk(str(config["weights"]), config["trunk"])
     facts["weights_sha256"] = weights.sha256
-    facts["method"] = config["method"] or (RANDOM if weights.state is None else weights.config.get("method", "unknown"))
-    trunk, model = _models(weights, config["seed"])
-    transform = config["transform"] or evaluation_transform(weights.config, config["image_size"])
-    train, test = (
-        build("dataset", {**config["dataset"], "split": config[f"{part}_split"]}) for part in ("train", "test")
+    facts["method"] = config["method"] or (
+        RANDOM if weights.state is None else weights.pretraining.get("method", "unknown")
     )
-    context = BenchmarkContext(
+    benchmark: Benchmark = build("benchmark", config["benchmark"])
+    context = _context(config, device, run_dir, weights, benchmark)
+    results = list(benchmark.run(context))
+    if not results:
+        raise ValueError(f"the benchmark {config['benchmark']['name']!r} gave no result.")
+    return results, {"trunk": weights.trunk, "transform": dict(context.view), **weights.note}
+
+
+def _context(
+    config: dict[str, Any], device: torch.device, run_dir: Path | None, weights: Weights, benchmark: Benchmark
+) -> BenchmarkContext:
+    trunk, model = frozen_networks(weights, config["seed"])
+    image_size = config["image_size"] or weights.image_size
+    view = config["transform"] or benchmark.evaluation_view(image_size)
+    train, test = (build("dataset", {**config["dataset"], "split": split}) for split in _splits(config))
+    beside = run_dir.parent / "features" if run_dir is not None else None
+    return BenchmarkContext(
         trunk=trunk.to(device),
         model=model.to(device) if model is not None else None,
         train=train,
         test=test,
-        transform=build("transform", transform),
+        transform=build("transform", view),
+        view=view,
+        image_size=image_size,
+        trunk_config=weights.trunk,
+        pretraining=weights.pretraining,
+        weights_sha256=weights.sha256,
         device=device,
         batch_size=config["batch_size"],
         num_workers=config["num_workers"],
         seed=config["seed"],
         precision=config["precision"],
         run_dir=run_dir,
+        cache_dir=Path(config["cache_dir"]) if config["cache_dir"] else beside,
     )
-    results = list(build("benchmark", config["benchmark"]).run(context))
-    if not results:
-        raise ValueError(f"the benchmark {config['benchmark']['name']!r} gave no result.")
-    return results, {"trunk": weights.trunk, "transform": transform, **weights.note}
 
 
-def _models(weights: Weights, seed: int) -> tuple[nn.Module, nn.Module | None]:
-    """The trunk with its weights, and the model with the image head where the checkpoint holds one; frozen."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trunk = build("model", weights.trunk)
-    if weights.state is None:
-        return _frozen(trunk), None
-    files.load_trunk(trunk, weights.state)
-    state = (weights.checkpoint.get("classy_state_dict") or {}).get("base_model")
-    head = ((state or {}).get("model") or {}).get("heads", {}).get("image")
-    if head is None:
-        return _frozen(trunk), None
-    config = (weights.config.get("heads") or {}).get("image") or {"name": "linear"}
-    model = build("model", {"name": "ssl_model", "trunk": weights.trunk, "heads": {"image": config}})
-    model.set_classy_state({"model": {"trunk": weights.state, "heads": {"image": head}}})
-    return _frozen(model.trunk), _frozen(model)
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    return module.requires_grad_(False).eval()
+def _splits(config: dict[str, Any]) -> tuple[str, str]:
+    """The splits to learn from and to measure on: as configured, else the dataset's own."""
+    train, test = getattr(lookup("dataset", config["dataset"]["name"]), "benchmark_splits", _SPLITS)
+    return config["train_split"] or train, config["test_split"] or test
 
 
 def _device(name: str) -> torch.device:

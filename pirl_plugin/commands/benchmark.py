@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pirl_plugin import config as configs
-from pirl_plugin.benchmarks.runner import RANDOM, dataset_name, problems_of, run_benchmark
+from pirl_plugin import distributed
+from pirl_plugin.benchmarks.runner import dataset_name, problems_of, run_benchmark
+from pirl_plugin.benchmarks.weights_under_test import RANDOM
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
@@ -24,10 +26,12 @@ examples:
                             dataset=image_folder dataset.root=DIR
   python tools/benchmark.py benchmark=linear weights=random trunk=resnet18_medium image_size=64
   python tools/benchmark.py benchmark=knn weights=resnet50.pth trunk=resnet50 \\
-                            dataset=imagenet dataset.root=DIR test_split=val
+                            dataset=imagenet dataset.root=DIR
+  torchrun --nproc_per_node=8 tools/benchmark.py benchmark=linear_imagenet weights=resnet50.pth \\
+                            dataset=imagenet dataset.root=DIR
 
 groups: benchmark, dataset, trunk. Names and parameters: python tools/list.py benchmark
-DIR holds train/ and test/ (train_split= and test_split= name others), each with one folder a class.
+An image_folder holds train/ and test/ (others: train_split=, test_split=), each with one folder a class.
 Writes result.json (the headline), results.jsonl (every number), config.yaml and environment.json to run_dir.
 """
 
@@ -54,13 +58,14 @@ def benchmark(overrides: Sequence[str], print_config: bool = False, quiet: bool 
         print(configs.to_yaml(config), end="")
         return []
     run_dir = Path(config["run_dir"] or default_run_dir(config))
-    log_to(run_dir)
+    primary = distributed.is_launched_primary()
+    log_to(run_dir if primary else None)
     what, start = f"{config['benchmark']['name']} of {config['weights']}", time.perf_counter()
     log.info("%s on %s ...", what, dataset_name(config))
     found = run_benchmark({**config, "run_dir": str(run_dir)})
     best = found[0]
     log.info("%s: %s %.2f %s in %.0f s", what, best.metric, best.value, best.unit, time.perf_counter() - start)
-    if not quiet:
+    if primary and not quiet:
         print(table(found))
         log.info("Results: %s", run_dir)
     return found

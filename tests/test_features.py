@@ -1,0 +1,121 @@
+"""Extracted features: what is kept between benchmarks, and several processes against one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pirl_plugin.benchmarks import KNN, BenchmarkContext, extract
+from pirl_plugin.commands.benchmark import benchmark
+from pirl_plugin.data.generated_scenes import GeneratedScenes
+from pirl_plugin.records import read_records
+from pirl_plugin.registry import build
+
+VIEW = {"name": "eval_view", "resize": 24, "crop": 24}
+
+
+class Counted(torch.nn.Module):
+    """A trunk that counts the images it has seen."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner = build("model", {"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"}).eval()
+        self.seen = 0
+
+    def features(self, x: torch.Tensor, layers: list[str]) -> dict[str, torch.Tensor]:
+        self.seen += len(x)
+        return self.inner.features(x, layers)
+
+
+def context(folder: Path | None) -> BenchmarkContext:
+    scenes = GeneratedScenes(num_images=13, size=32, split="train")
+    one = BenchmarkContext(Counted(), scenes, scenes, build("transform", VIEW), view=VIEW, batch_size=5)
+    return dataclasses.replace(one, cache_dir=folder)
+
+
+def test_what_is_kept_is_read_and_only_the_missing_layer_is_extracted(tmp_path):
+    one = context(tmp_path)
+    first = extract(one, one.train, ["res2"], "avg", "train")
+    assert one.trunk.seen == 13
+    again = extract(context(tmp_path), one.train, ["res2"], "avg", "train")
+    torch.testing.assert_close(again.of["res2"], first.of["res2"], rtol=0, atol=0)
+    assert again.ids.tolist() == list(range(13))
+    two = context(tmp_path)
+    both = extract(two, two.train, ["res2", "res5"], "avg", "train")
+    assert two.trunk.seen == 13  # for res5 alone
+    direct = context(None)
+    expected = extract(direct, direct.train, ["res2", "res5"], "avg", "train")
+    for name in ("res2", "res5"):
+        torch.testing.assert_close(both.of[name], expected.of[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: dataclasses.replace(one, trunk=Counted(seed=1)),
+        lambda one: dataclasses.replace(one, view={**VIEW, "resize": 26}),
+        lambda one: dataclasses.replace(one, precision="bf16"),
+        lambda one: dataclasses.replace(one, train=GeneratedScenes(num_images=13, size=32, seed=5, split="train")),
+    ],
+    ids=["weights", "view", "precision", "images"],
+)
+def test_features_of_anything_else_are_not_taken(tmp_path, change):
+    one = context(tmp_path)
+    extract(one, one.train, ["res2"], "avg", "train")
+    other = change(context(tmp_path))
+    extract(other, other.train, ["res2"], "avg", "train")
+    assert other.trunk.seen == 13
+    extract(other, other.train, ["res2"], "grid", "train")
+    assert other.trunk.seen == 26
+
+
+def test_a_damaged_file_is_extracted_again(tmp_path, caplog):
+    one = context(tmp_path)
+    first = extract(one, one.train, ["res2"], "avg", "train")
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    again = extract(one, one.train, ["res2"], "avg", "train")
+    assert one.trunk.seen == 26
+    assert "extracting again" in caplog.text
+    torch.testing.assert_close(again.of["res2"], first.of["res2"], rtol=0, atol=0)
+    assert file.stat().st_size > 100
+
+
+def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = context(None)
+    extract(one, one.train, ["res2"], "avg", "train")
+    extract(one, one.train, ["res2"], "avg", "train")
+    assert one.trunk.seen == 26
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    """31 and 37 images: the processes' parts differ in size."""
+    overrides = ["benchmark=knn", "benchmark.k=[3]", "weights=random", "trunk=resnet18_narrow", "image_size=32"]
+    overrides += ["dataset=generated_scenes", "dataset.num_images=31", "dataset.size=32", "device=cpu"]
+    one = benchmark([*overrides, f"run_dir={tmp_path / 'one' / 'run'}"], quiet=True)
+    root = Path(__file__).resolve().parent.parent
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(root / "tools" / "benchmark.py"), *overrides, f"run_dir={tmp_path / 'two' / 'run'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("top1") == 1  # one process speaks
+    two = read_records(tmp_path / "two" / "run")
+    assert [(r.setting, r.metric, r.value) for r in two] == [(r.setting, r.metric, r.value) for r in one]
+    assert len(list((tmp_path / "two" / "features").iterdir())) == 2  # the train and the test features
+
+
+def test_a_benchmark_for_one_process_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(KNN, "multi_process", False)
+    with pytest.raises(ValueError, match="knn runs in one process: start it without torchrun"):
+        benchmark(["benchmark=knn", "weights=random", "trunk=resnet18_narrow", "image_size=32", f"run_dir={tmp_path}"])
