@@ -1,0 +1,1 @@
+"""Object detection on PASCAL VOC with a pretrained trunk."""
