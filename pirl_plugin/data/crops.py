@@ -63,20 +63,25 @@ def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+    """As torchvision's ``Resize(size)``: the shorter side becomes ``size`` pixels long, antialiased bilinear, RGB."""
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    width, height = image.size
+    if width <= height:
+        new_size = size, int(size * height / width)
+    else:
+        new_size = int(size * width / height), size
+    return image if new_size == image.size else image.resize(new_size, Image.Resampling.BILINEAR)
+
+
 def central_crop(image: Image.Image, resize: int, crop: int) -> npt.NDArray[np.uint8]:
     """As torchvision's ``Resize(resize)`` (the shorter side) and ``CenterCrop(crop)``, antialiased bilinear.
 
     Returns:
         ``(crop, crop, 3)`` uint8.
     """
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    image = resize_shorter_side(image, resize)
     width, height = image.size
-    if width <= height:
-        new_size = resize, int(resize * height / width)
-    else:
-        new_size = int(resize * width / height), resize
-    if new_size != image.size:
-        image = image.resize(new_size, Image.Resampling.BILINEAR)
-    left, top = round((new_size[0] - crop) / 2), round((new_size[1] - crop) / 2)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
