@@ -85,14 +85,23 @@ def join(path: str, key: str | int) -> str:
 
 @functools.cache
 def parameters(callable_: Callable[..., Any]) -> dict[str, tuple[Any, inspect.Parameter]]:
-    """Annotation and ``inspect.Parameter`` of each named parameter, ``self`` and catch-alls left out."""
+    """Annotation and ``inspect.Parameter`` of each named parameter, ``self`` left out.
+
+    A constructor with ``**kwargs`` hands them to the next one up the line of base classes: that one's parameters are
+    parameters of this class too, its own first.
+    """
     target = callable_.__init__ if inspect.isclass(callable_) else callable_  # type: ignore[misc]
     target = inspect.unwrap(target)
     hints = typing.get_type_hints(target, include_extras=True)
-    found = {}
+    found, passes_on = {}, False
     for name, parameter in inspect.signature(target).parameters.items():
+        passes_on |= parameter.kind is parameter.VAR_KEYWORD
         if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             found[name] = (hints.get(name, Any), parameter)
+    if passes_on and inspect.isclass(callable_):
+        _, *bases = [cls for cls in callable_.__mro__ if "__init__" in vars(cls)]
+        above = parameters(bases[0]) if bases else {}
+        found |= {name: value for name, value in above.items() if name not in found}
     return found
 
 

@@ -257,6 +257,20 @@ def test_one_setting_leaves_the_other_draws_alone():
     assert (paper[:, changed, 0] == Operation.EQUALIZE).all()
 
 
+def test_solarize_by_itself_leaves_all_other_draws_alone():
+    """At grey level 128, independent of everything else that is drawn (BYOL, Barlow Twins)."""
+    plain = draw_programs(PhotometricSettings(), 20000, np.random.default_rng(7))
+    with_it = draw_programs(PhotometricSettings(solarize_probability=0.2), 20000, np.random.default_rng(7))
+    np.testing.assert_array_equal(plain[:, :-1], with_it[:, :-1])
+    happened = with_it[:, -1, 0] == Operation.SOLARIZE
+    assert happened.mean() == pytest.approx(0.2, abs=0.015)
+    assert (with_it[happened, -1, 1] == 128).all()
+    assert (plain[:, -1, 0] == Operation.NONE).all()
+    for operation in (Operation.GRAYSCALE, Operation.FLIP, Operation.POSTERIZE):
+        other = (with_it[:, :-1, 0] == operation).any(axis=1)
+        assert abs(np.corrcoef(happened, other)[0, 1]) < 0.03
+
+
 def test_flip_only_and_nothing_at_all():
     codes, _ = drawn(PhotometricSettings.flip_only(0.25))
     assert set(np.unique(codes)) == {Operation.NONE, Operation.FLIP}

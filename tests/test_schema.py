@@ -28,6 +28,23 @@ from pirl_plugin.schema import (
     parameters,
 )
 
+
+class Base:
+    def __init__(self, size: PositiveInt = 3, hue: Fraction = 0.5) -> None:
+        self.size, self.hue = size, hue
+
+
+class Middle(Base):
+    """Without a constructor of its own."""
+
+
+@checked
+class PassesOn(Middle):
+    def __init__(self, grid: PositiveInt = 2, size: PositiveInt = 9, **base: Any) -> None:
+        super().__init__(size=size, **base)
+        self.grid = grid
+
+
 Bank = Annotated[dict[str, Any], Component("memory_bank")]
 
 
@@ -257,3 +274,19 @@ def test_join_and_did_you_mean() -> None:
 def test_an_int_range_accepts_ints_in_it_and_nothing_else(value: Any) -> None:
     accepted = type(value) is int and value >= 1
     assert (check_value(PositiveInt, value, "p") == []) == accepted
+
+
+def test_a_constructor_that_passes_keywords_on_takes_the_parameters_of_its_base() -> None:
+    """Its own first, with its own default where both have one."""
+    known = parameters(PassesOn)
+    assert {name: parameter.default for name, (_, parameter) in known.items()} == {"grid": 2, "size": 9, "hue": 0.5}
+    assert messages(check_arguments(PassesOn, {"hue": 2.0, "sice": 1, "grid": 0})) == [
+        "sice: unknown key. Did you mean 'size'? Valid keys: grid, size, hue.",
+        "grid: must be greater than or equal to 1, got 0.",
+        "hue: must be less than or equal to 1, got 2.0.",
+    ]
+    made = PassesOn(hue=0.25)
+    assert (made.grid, made.size, made.hue) == (2, 9, 0.25)
+    assert parameters(Base) == parameters(Middle)
+    with pytest.raises(TypeError, match="sice"):
+        PassesOn(sice=1)

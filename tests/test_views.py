@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box
-from pirl_plugin.data.views import EvalView, ImageAndJigsawPatches, ImageView
+from pirl_plugin.data.jigsaw_views import ImageAndJigsawPatches
+from pirl_plugin.data.multi_views import ImageViews
+from pirl_plugin.data.views import EvalView, ImageView
 from pirl_plugin.registry import build
 from pirl_plugin.schema import ConfigError
 
@@ -137,6 +139,60 @@ def test_image_view_alone_is_the_jigsaw_transforms_image():
     assert torch.equal(ImageView(image_size=32)(picture(), generator(5))["image"], both["image"])
 
 
+def test_a_rotated_crop_is_cut_after_it_was_turned():
+    """Of a crop that is the whole picture, by 0, 90, 180 or 270 degrees anticlockwise, each as often."""
+    settings = {"jigsaw_size": 36, "patch_size": 12, "shuffle_patches": False, "patch_flip": "none", **PLAIN, **WHOLE}
+    transform, turns = ImageAndJigsawPatches(**settings, rotate_crop=True), []
+    pixels = np.asarray(coordinates(36))
+    for seed in range(200):
+        patches = transform(coordinates(36), generator(seed))["patches"].permute(0, 2, 3, 1).numpy()
+        whole = np.vstack([np.hstack(patches[row : row + 3]) for row in (0, 3, 6)])
+        turns += [turn for turn in range(4) if np.array_equal(whole, np.rot90(pixels, turn))]
+    assert len(turns) == 200
+    assert ((np.bincount(turns, minlength=4) - 50) ** 2 / 50).sum() < 16.3  # chi-square, p = 0.001
+    without = ImageAndJigsawPatches(**settings)(coordinates(36), generator(0))
+    assert torch.equal(
+        without["image"], ImageAndJigsawPatches(**settings, rotate_crop=True)(coordinates(36), generator(0))["image"]
+    )
+
+
+def test_several_views_of_one_image():
+    views = ImageViews(image_size=32, num_views=3, num_crops=5, crop_size=12)(picture(), generator())
+    assert {name: tuple(view.shape) for name, view in views.items()} == {
+        "image": (3, 3, 32, 32),
+        "crops": (5, 3, 12, 12),
+    }
+    assert len({view.numpy().tobytes() for view in views["image"]}) == 3
+    first = ImageView(image_size=32)(picture(), generator())["image"]
+    assert torch.equal(views["image"][0], first)
+    named = ImageViews(image_size=32, view_names=["image", "key"])(picture(), generator())
+    assert list(named) == ["image", "key"]
+    assert torch.equal(torch.stack(list(named.values())), views["image"][:2])
+    assert list(ImageViews(image_size=32)(picture(), generator())) == ["image"]
+
+
+def test_small_crops_show_small_parts():
+    """A pixel's colour is its place: the largest distance inside a crop bounds its area."""
+    transform = ImageViews(
+        image_size=32, num_crops=2, crop_size=12, crop_scale=(0.05, 0.1), image_ratio=(1, 1), **PLAIN
+    )
+    for seed in range(20):
+        crops = transform(coordinates(100), generator(seed))["crops"].int()
+        extent = crops[:, :2].amax(dim=(2, 3)) - crops[:, :2].amin(dim=(2, 3))
+        assert (extent <= 32).all()  # sqrt(0.1) of 100 pixels
+        assert (extent >= 17).all()  # sqrt(0.05) of 100, less what the filter takes
+
+
+def test_the_second_view_can_differ():
+    """White stays white but for solarisation, which comes at the second view alone."""
+    white = Image.new("RGB", (40, 40), (255, 255, 255))
+    settings = {**PLAIN, "second_view": {"solarize_probability": 1.0, "grayscale_probability": 0.0}}
+    views = build("transform", {"name": "image_views", "image_size": 16, "num_views": 3, **settings})(
+        white, generator()
+    )
+    assert [view.float().mean().item() for view in views["image"]] == [255, 0, 255]
+
+
 def test_without_a_generator_torchs_seed_decides():
     transform = ImageView(image_size=32)
     torch.manual_seed(1)
@@ -222,6 +278,23 @@ def test_bad_settings_are_refused(settings, message):
         build("transform", {"name": "image_and_jigsaw_patches", **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"view_names": ["image"]}, "view_names must name 2 views"),
+        ({"view_names": ["image", "image"]}, "view_names must name 2 views"),
+        ({"num_views": 1, "second_view": {"hue": 0.1}}, "num_views=1 does not make"),
+        ({"second_view": {"hue": 0.9}}, r"second_view\.hue"),
+        ({"second_view": {"blur_probabillity": 0.9}}, "Did you mean 'blur_probability'"),
+        ({"second_view": {"blur_sigma": [2.0, 0.1]}}, "low end first"),
+        ({"crop_scale": [0.2, 0.1]}, "crop_scale must be a range"),
+    ],
+)
+def test_bad_settings_of_several_views_are_refused(settings, message):
+    with pytest.raises((ValueError, ConfigError), match=message):
+        build("transform", {"name": "image_views", **settings})
+
+
 def test_an_eval_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="crop must be <= resize = 32, got 64"):
         EvalView(resize=32, crop=64)
@@ -230,6 +303,7 @@ def test_an_eval_crop_larger_than_the_image_is_refused():
 def test_views_can_be_written_to_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for transform in (ImageAndJigsawPatches(fast=True), ImageAndJigsawPatches(fast=False), EvalView()):
+        patches = [ImageAndJigsawPatches(fast=fast, rotate_crop=fast) for fast in (True, False)]
+        for transform in (*patches, EvalView(), ImageViews(view_names=["a", "b"], num_crops=1)):
             for view in transform(picture(), generator()).values():
                 view.add_(1)

@@ -1,9 +1,11 @@
 """Images in, batches of views out. Importing this package registers its datasets, transforms and collators."""
 
 from pirl_plugin.data import (
+    benchmark_datasets,
     collators,
     datasets,
     generated_scenes,
+    imagenet_dataset,
     loading,
     photometric,
     reading,
@@ -11,12 +13,15 @@ from pirl_plugin.data import (
     squashed_view,
     views,
     voc,
+    voc_datasets,
 )
 
 __all__ = [
+    "benchmark_datasets",
     "collators",
     "datasets",
     "generated_scenes",
+    "imagenet_dataset",
     "loading",
     "photometric",
     "reading",
@@ -24,4 +29,5 @@ __all__ = [
     "squashed_view",
     "views",
     "voc",
+    "voc_datasets",
 ]

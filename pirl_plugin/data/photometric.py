@@ -51,7 +51,8 @@ class PhotometricSettings:
     ``brightness``, ``contrast`` and ``saturation`` b mean a factor uniform in [max(0, 1 - b), 1 + b], ``hue`` a shift
     uniform in [-hue, hue]; the four come in random order (torchvision's ColorJitter). ``photometric_probability`` is
     that of posterize, sharpness, solarize and autocontrast together. ``equalize_probability`` exists for the paper's
-    text, which names equalize; the released code has none.
+    text, which names equalize; the released code has none. ``solarize_probability`` is of a solarisation by itself, at
+    grey level 128, after the blur (BYOL, Barlow Twins).
 
     Raises:
         ValueError: a value out of its range.
@@ -70,6 +71,7 @@ class PhotometricSettings:
     grayscale_probability: float = 0.2
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: float = 0.0
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -94,12 +96,13 @@ class PhotometricSettings:
         )
 
 
-# One slot per operation, in the order in which they are applied; the first four are shuffled per view.
+# What is drawn for each view, in the order in which it is applied; the first four are shuffled per view.
 _SLOTS = tuple(op for op in Operation if op is not Operation.NONE)
 _JITTER = slice(0, 4)
 _GROUP = slice(4, 8)
 _CODES = np.array(_SLOTS, dtype=np.float32)
 _INTEGER_SLOTS = [_SLOTS.index(Operation.POSTERIZE), _SLOTS.index(Operation.SOLARIZE)]
+_SOLARIZE_LEVEL = 128
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,7 +140,7 @@ def draw_programs(settings: PhotometricSettings, num_views: int, rng: np.random.
     draws of a view as they were.
 
     Returns:
-        ``(num_views, 12, 2)`` float32: rows (operation code, strength); code 0 for an operation that was not drawn.
+        ``(num_views, 13, 2)`` float32: rows (operation code, strength); code 0 for an operation that was not drawn.
     """
     low, width, high, probability = _tables(settings)
     slots = len(_SLOTS)
@@ -146,11 +149,14 @@ def draw_programs(settings: PhotometricSettings, num_views: int, rng: np.random.
     strength[:, _INTEGER_SLOTS] = np.floor(strength[:, _INTEGER_SLOTS])
     np.minimum(strength, high, out=strength)
     gate = draws[:, slots : 2 * slots]
+    solarized = gate[:, 1] < settings.solarize_probability  # a draw that the jitter, happening as a whole, leaves over
     gate[:, _JITTER] = gate[:, :1]  # the jitter happens as a whole, and so does the group of four
     gate[:, _GROUP] = gate[:, _GROUP.start : _GROUP.start + 1]
-    programs = np.empty((num_views, slots, 2), dtype=np.float32)
-    programs[:, :, 0] = np.where(gate < probability, _CODES, 0)
-    programs[:, :, 1] = strength
+    programs = np.empty((num_views, slots + 1, 2), dtype=np.float32)
+    programs[:, :-1, 0] = np.where(gate < probability, _CODES, 0)
+    programs[:, :-1, 1] = strength
+    programs[:, -1, 0] = np.where(solarized, Operation.SOLARIZE, 0)  # after the flip, which it does not mind
+    programs[:, -1, 1] = _SOLARIZE_LEVEL
     order = draws[:, 2 * slots :].argsort(axis=1)
     programs[:, _JITTER] = programs[np.arange(num_views)[:, None], order]
     return programs

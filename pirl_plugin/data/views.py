@@ -1,18 +1,21 @@
 """Views: what the networks see of an image. Transforms ``(PIL image, numpy Generator) -> {view: uint8 tensor}``.
 
 A view is a pure function of the image and of the generator's state. uint8 all the way: the model normalises on its
-device.
-A pretext task is one class here, put together from four parts: ``draw_crop_box`` and ``crop_resize`` (``crops.py``),
-``draw_programs`` (``photometric.py``) and ``apply_programs`` (``photometric_fused.py``).
+device. A view is ``(3, H, W)``, or ``(V, 3, H, W)`` for several crops or patches that pass through one head. What a
+pretext must know besides pixels (which rotation, which permutation) stands beside the views under a name of its own, as
+int64 of at most one dimension.
+
+A pretext task is one class, put together from four parts: ``draw_crop_box`` and ``crop_resize`` (``crops.py``),
+``draw_programs`` (``photometric.py``) and ``apply_programs`` (``photometric_fused.py``). Here are the parts of all
+transforms and the single views; ``multi_views.py``, ``jigsaw_views.py`` and ``rotation_views.py`` hold the others.
 
 Images of any size go in. One that is smaller than the crop's target size, even smaller than a patch, is enlarged.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +27,6 @@ from torch import Tensor
 from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box
 from pirl_plugin.data.photometric import PhotometricSettings, draw_programs
 from pirl_plugin.data.photometric_fused import apply_programs
-from pirl_plugin.functional.jigsaw import cut_patches, draw_offsets, draw_permutation, largest_offset, patch_boxes
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
@@ -53,15 +55,11 @@ def ordered(name: str, values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-@register_transform("image_view")
 @checked
-class ImageView(Configurable, ClassyTransform):
-    """One augmented crop of the image: ``{"image": (3, S, S)}`` uint8 (NPID; the image branch of PIRL).
+class PhotometricTransform(Configurable, ClassyTransform):
+    """Base of the transforms that change colours: the one place of the settings that they share.
 
     Args:
-        image_size: side S of the view, pixels.
-        image_scale: range of the crop's area, as a fraction of the image's.
-        image_ratio: range of the crop's width / height.
         brightness: factor uniform in 1 +- this; likewise ``contrast`` and ``saturation``.
         contrast: see brightness.
         saturation: see brightness.
@@ -72,15 +70,16 @@ class ImageView(Configurable, ClassyTransform):
         grayscale_probability: of greyscale.
         blur_probability: of a Gaussian blur.
         blur_sigma: range of the blur's sigma, pixels.
+        solarize_probability: of a solarisation by itself, at grey level 128 (BYOL, Barlow Twins).
         flip_probability: of a horizontal flip.
         fast: fused kernel instead of Pillow for the photometric part: the same pixels, sooner. Plain without numba.
+
+    Attributes:
+        photometric: the settings, to draw programs from.
     """
 
     def __init__(
         self,
-        image_size: PositiveInt = 224,
-        image_scale: AreaRange = (0.08, 1.0),
-        image_ratio: PositiveRange = (3 / 4, 4 / 3),
         brightness: NonNegativeFloat = 0.4,
         contrast: NonNegativeFloat = 0.4,
         saturation: NonNegativeFloat = 0.4,
@@ -91,12 +90,10 @@ class ImageView(Configurable, ClassyTransform):
         grayscale_probability: Fraction = 0.2,
         blur_probability: Fraction = 0.0,
         blur_sigma: PositiveRange = (0.1, 2.0),
+        solarize_probability: Fraction = 0.0,
         flip_probability: Fraction = 0.5,
         fast: bool = True,
     ) -> None:
-        self.image_size = image_size
-        self.image_scale = ordered("image_scale", image_scale)
-        self.image_ratio = ordered("image_ratio", image_ratio)
         self.fast = fast
         self.photometric = PhotometricSettings(
             brightness=brightness,
@@ -109,56 +106,21 @@ class ImageView(Configurable, ClassyTransform):
             grayscale_probability=grayscale_probability,
             blur_probability=blur_probability,
             blur_sigma=ordered("blur_sigma", blur_sigma),
+            solarize_probability=solarize_probability,
             flip_probability=flip_probability,
         )
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
-        """``{"image": (3, S, S)}``; without a generator, torch's global random state decides."""
-        return {"image": self.image_view(image, generator_or_torch(rng))}
 
-    def image_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """One augmented crop, ``(3, S, S)`` uint8."""
-        box = draw_crop_box(*image.size, self.image_scale, self.image_ratio, rng)
-        programs = draw_programs(self.photometric, 1, rng)
-        pixels = crop_resize(image, box, self.image_size)
-        return torch.from_numpy(apply_programs(pixels[None], programs, self.fast)[0])
-
-
-@register_transform("image_and_jigsaw_patches")
+@register_transform("image_view")
 @checked
-class ImageAndJigsawPatches(ImageView):
-    """An augmented crop and shuffled jigsaw patches: ``{"image": (3, S, S), "patches": (grid**2, 3, s, s)}`` (PIRL).
-
-    The two come from independent crops of the image. Each patch has a photometric program of its own, drawn from the
-    same settings as the image's, as in the paper and in the released implementation.
+class ImageView(PhotometricTransform):
+    """One augmented crop of the image: ``{"image": (3, S, S)}`` uint8 (NPID; the image branch of PIRL).
 
     Args:
-        image_size: side S of the image view, pixels.
-        image_scale: range of the image crop's area, as a fraction of the image's.
-        image_ratio: range of both crops' width / height.
-        jigsaw_size: side of the crop that the patches are cut from, pixels.
-        jigsaw_scale: range of that crop's area, as a fraction of the image's.
-        patch_size: side s of a patch, pixels; at most ``jigsaw_size // grid``.
-        grid: patches per side.
-        shuffle_patches: bring the patches into a uniformly random order.
-        patch_flip: where the patches are flipped, with ``flip_probability``: each ``patch`` by itself (released
-            implementation), the whole ``crop`` before it is cut (PyContrast), or ``none``. The paper does not say.
-        patch_photometric: false leaves the patches' colours as they are (PyContrast).
-        brightness: factor uniform in 1 +- this; likewise ``contrast`` and ``saturation``.
-        contrast: see brightness.
-        saturation: see brightness.
-        hue: shift uniform in +- this, in turns of the colour circle.
-        jitter_probability: that of the four above, together, in random order.
-        photometric_probability: that of posterize, sharpness, solarize and autocontrast, together.
-        equalize_probability: of histogram equalisation (named in PIRL's text, absent from its released code).
-        grayscale_probability: of greyscale.
-        blur_probability: of a Gaussian blur.
-        blur_sigma: range of the blur's sigma, pixels.
-        flip_probability: of a horizontal flip.
-        fast: fused kernel instead of Pillow for the photometric part: the same pixels, sooner. Plain without numba.
-
-    Raises:
-        ValueError: patches that do not fit into their cells; a range with its ends swapped.
+        image_size: side S of the view, pixels.
+        image_scale: range of the crop's area, as a fraction of the image's.
+        image_ratio: range of the crop's width / height.
+        **photometric: see ``PhotometricTransform``.
     """
 
     def __init__(
@@ -166,72 +128,34 @@ class ImageAndJigsawPatches(ImageView):
         image_size: PositiveInt = 224,
         image_scale: AreaRange = (0.08, 1.0),
         image_ratio: PositiveRange = (3 / 4, 4 / 3),
-        jigsaw_size: PositiveInt = 255,
-        jigsaw_scale: AreaRange = (0.6, 1.0),
-        patch_size: PositiveInt = 64,
-        grid: PositiveInt = 3,
-        shuffle_patches: bool = True,
-        patch_flip: Literal["patch", "crop", "none"] = "patch",
-        patch_photometric: bool = True,
-        brightness: NonNegativeFloat = 0.4,
-        contrast: NonNegativeFloat = 0.4,
-        saturation: NonNegativeFloat = 0.4,
-        hue: HueShift = 0.2,
-        jitter_probability: Fraction = 1.0,
-        photometric_probability: Fraction = 0.66,
-        equalize_probability: Fraction = 0.0,
-        grayscale_probability: Fraction = 0.2,
-        blur_probability: Fraction = 0.0,
-        blur_sigma: PositiveRange = (0.1, 2.0),
-        flip_probability: Fraction = 0.5,
-        fast: bool = True,
+        **photometric: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            image_scale=image_scale,
-            image_ratio=image_ratio,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            jitter_probability=jitter_probability,
-            photometric_probability=photometric_probability,
-            equalize_probability=equalize_probability,
-            grayscale_probability=grayscale_probability,
-            blur_probability=blur_probability,
-            blur_sigma=blur_sigma,
-            flip_probability=flip_probability,
-            fast=fast,
-        )
-        largest_offset(jigsaw_size, grid, patch_size)  # raises where a patch does not fit
-        self.jigsaw_size, self.patch_size, self.grid = jigsaw_size, patch_size, grid
-        self.jigsaw_scale = ordered("jigsaw_scale", jigsaw_scale)
-        self.shuffle_patches = shuffle_patches
-        self.crop_flip_probability = flip_probability if patch_flip == "crop" else 0.0
-        own_flip = flip_probability if patch_flip == "patch" else 0.0
-        self.patch_settings = (
-            dataclasses.replace(self.photometric, flip_probability=own_flip)
-            if patch_photometric
-            else PhotometricSettings.flip_only(own_flip)
-        )
+        super().__init__(**photometric)
+        self.image_size = image_size
+        self.image_scale = ordered("image_scale", image_scale)
+        self.image_ratio = ordered("image_ratio", image_ratio)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
-        """``{"image": (3, S, S), "patches": (grid**2, 3, s, s)}``; without a generator, torch's state decides."""
-        rng = generator_or_torch(rng)
-        return {"image": self.image_view(image, rng), "patches": self.patches(image, rng)}
+        """``{"image": (3, S, S)}``; without a generator, torch's global random state decides."""
+        return {"image": self.image_view(image, generator_or_torch(rng))}
 
-    def patches(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Augmented patches of one crop, ``(grid**2, 3, s, s)`` uint8, in shuffled order."""
-        box = draw_crop_box(*image.size, self.jigsaw_scale, self.image_ratio, rng)
-        flipped = rng.random() < self.crop_flip_probability
-        offsets = draw_offsets(self.jigsaw_size, self.grid, self.patch_size, rng)
-        boxes = patch_boxes(self.jigsaw_size, self.grid, self.patch_size, offsets)
-        programs = draw_programs(self.patch_settings, len(boxes), rng)
-        if self.shuffle_patches:
-            boxes = boxes[draw_permutation(len(boxes), rng)]
-        pixels = crop_resize(image, box, self.jigsaw_size)
-        patches = cut_patches(pixels[:, ::-1] if flipped else pixels, boxes)
-        return torch.from_numpy(apply_programs(patches, programs, self.fast))
+    def image_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """One augmented crop, ``(3, S, S)`` uint8."""
+        return self.augmented_crop(image, rng, self.image_size, self.image_scale, self.photometric)
+
+    def augmented_crop(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        size: int,
+        scale: tuple[float, float],
+        photometric: PhotometricSettings,
+    ) -> Tensor:
+        """A random resized crop with colours of its own, ``(3, size, size)`` uint8."""
+        box = draw_crop_box(*image.size, scale, self.image_ratio, rng)
+        programs = draw_programs(photometric, 1, rng)
+        pixels = crop_resize(image, box, size)
+        return torch.from_numpy(apply_programs(pixels[None], programs, self.fast)[0])
 
 
 @register_transform("eval_view")
