@@ -107,8 +107,8 @@ def with_overrides(
         changed = scaled_to_images(changed, min_size)
     if anchor_sizes is not None:
         changed = replace(changed, anchor_sizes=tuple(float(size) for size in anchor_sizes))
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in others.items()}
-    changed = replace(changed, **{key: value for key, value in given.items() if value is not None})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in others.items() if v is not None}
+    changed = replace(changed, **given)
     return changed if changed == protocol else replace(changed, name=f"{protocol.name}*")
 
 
