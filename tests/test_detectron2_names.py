@@ -1,0 +1,107 @@
+"""Names of a trunk's entries in torchvision and in detectron2, without detectron2."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models import resnet
+
+from pirl_plugin.models.trunks import ResNetTrunk
+from pirl_plugin.weights.detectron2_names import (
+    Layout,
+    detectron2_name,
+    from_detectron2,
+    to_detectron2,
+    torchvision_name,
+)
+
+# written down by hand from detectron2's ResNet: torchvision's name, plain, in a C4 detector
+PAIRS = [
+    ("conv1.weight", "stem.conv1.weight", "backbone.stem.conv1.weight"),
+    ("bn1.running_var", "stem.conv1.norm.running_var", "backbone.stem.conv1.norm.running_var"),
+    ("layer1.0.conv2.weight", "res2.0.conv2.weight", "backbone.res2.0.conv2.weight"),
+    ("layer2.3.bn3.bias", "res3.3.conv3.norm.bias", "backbone.res3.3.conv3.norm.bias"),
+    ("layer3.22.bn1.weight", "res4.22.conv1.norm.weight", "backbone.res4.22.conv1.norm.weight"),
+    ("layer3.0.downsample.0.weight", "res4.0.shortcut.weight", "backbone.res4.0.shortcut.weight"),
+    (
+        "layer4.0.downsample.1.num_batches_tracked",
+        "res5.0.shortcut.norm.num_batches_tracked",
+        "roi_heads.res5.0.shortcut.norm.num_batches_tracked",
+    ),
+    ("layer4.1.conv1.weight", "res5.1.conv1.weight", "roi_heads.res5.1.conv1.weight"),
+]
+
+
+@pytest.mark.parametrize(("torchvision", "plain", "c4"), PAIRS)
+def test_names_by_hand(torchvision: str, plain: str, c4: str) -> None:
+    assert detectron2_name(torchvision) == plain
+    assert detectron2_name(torchvision, "c4") == c4
+    assert torchvision_name(plain) == torchvision_name(c4) == torchvision
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("fc.weight", "layer5.0.conv1.weight", "layer1.0.conv4.weight", "conv2.weight", "bn2.bias"),
+        *(
+            "layer1.conv1.weight",
+            "layer1.0.conv1.bias",
+            "downsample.0.weight",
+            "xlayer1.0.conv1.weight",
+            "bn1.weight.x",
+        ),
+    ],
+)
+def test_what_is_no_trunks_entry_under_torchvisions_names(name: str) -> None:
+    assert detectron2_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("linear.weight", "res6.0.conv1.weight", "stem.conv2.weight", "stem.shortcut.weight", "res5.norm.weight"),
+        *("proposal_generator.rpn_head.conv.weight", "backbone.fpn_lateral2.weight", "res2.0.conv1.bias"),
+    ],
+)
+def test_what_is_no_trunks_entry_under_detectron2s_names(name: str) -> None:
+    assert torchvision_name(name) is None
+
+
+def test_the_prefix_of_a_feature_pyramids_backbone_is_known() -> None:
+    assert torchvision_name("backbone.bottom_up.res5.2.conv3.norm.bias") == "layer4.2.bn3.bias"
+
+
+@pytest.mark.parametrize("layout", ["plain", "c4"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_there_and_back_is_exact(depth: int, layout: Layout) -> None:
+    state = ResNetTrunk(depth=depth).state_dict()  # type: ignore[arg-type]
+    there = to_detectron2(state, layout)
+    assert len(there) == len(state)
+    back = from_detectron2(there)
+    assert list(back) == list(state)
+    assert all(back[name] is state[name] for name in state)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_every_entry_of_torchvisions_resnets_has_a_name(depth: int) -> None:
+    with torch.device("meta"):
+        state = getattr(resnet, f"resnet{depth}")().state_dict()
+    without = [name for name in state if detectron2_name(name) is None]
+    assert without == ["fc.weight", "fc.bias"]
+
+
+def test_a_classifier_is_refused_and_named() -> None:
+    state = {"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"no entries of a ResNet trunk under torchvision's names: fc\.weight"):
+        to_detectron2(state)
+
+
+def test_a_long_list_of_strangers_is_cut() -> None:
+    with pytest.raises(ValueError, match=r"detectron2's names: x0, x1, x2, x3 and 2 more"):
+        from_detectron2({f"x{i}": torch.zeros(1) for i in range(6)})
+
+
+def test_a_stage_that_is_there_twice_is_refused() -> None:
+    twice = {"backbone.res5.0.conv1.weight": torch.zeros(1), "roi_heads.res5.0.conv1.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match="2 entries have only 1 names"):
+        from_detectron2(twice)
