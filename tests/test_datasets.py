@@ -311,6 +311,52 @@ class TestVOC:
         with pytest.raises(ValueError, match=message):
             voc(devkit).boxes(0)
 
+    def test_a_box_of_one_pixel_is_a_box_and_a_reversed_one_is_not(self, devkit):
+        home = devkit / "VOCdevkit/VOC2007/Annotations"
+        (home / "000001.xml").write_text(annotation(("dog", 0, 2, 3, 2, 3)))
+        assert voc(devkit).boxes(0)["boxes"].tolist() == [[1, 2, 2, 3]]
+        (home / "000001.xml").write_text(annotation(("dog", 0, 1, 1, 2, 2), ("dog", 0, 3, 1, 2, 2)))
+        with pytest.raises(ValueError, match=r"000001.xml: a box ends before it begins, .* = \[3.0, 1.0, 2.0, 2.0\]"):
+            voc(devkit).boxes(0)
+
+    def test_a_class_that_the_devkits_lists_do_not_know(self, devkit):
+        main = devkit / "VOCdevkit/VOC2007/ImageSets/Main"
+        for name in voc(devkit).class_names:
+            (main / f"{name}_train.txt").write_text("000001 -1\n000003 0\n")
+        (devkit / "VOCdevkit/VOC2007/Annotations/000001.xml").write_text(annotation(("wolf", 0, 1, 1, 2, 2)))
+        with pytest.raises(ValueError, match="000001.xml: class 'wolf' is none of aeroplane, .*tvmonitor"):
+            voc(devkit, split="train").boxes(1)
+
+    def test_a_split_whose_images_are_not_there(self, devkit, caplog):
+        home = devkit / "VOCdevkit/VOC2007"
+        (home / "ImageSets/Main/test.txt").write_text("000008\n000009\n")
+        with pytest.raises(ValueError, match="2 of the 2 images of split test are not in .*e.g. 000008"):
+            voc(devkit, split="test")
+        (home / "ImageSets/Main/test.txt").write_text("000008\n000001\n")
+        assert voc(devkit, split="test")[0][1] == 1
+        assert "1 of the 2 images of split test are not in" in caplog.text
+
+    def test_blood_cells(self, real_data, tmp_path):
+        """BCCD: classes of its own, no class lists, and two boxes whose corners are one and the same pixel."""
+        archive = real_data / "bccd_voc.zip"
+        if not archive.is_file():
+            pytest.skip("needs bccd_voc.zip in ../shared/data")
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(tmp_path, [name for name in packed.namelist() if "JPEGImages" not in name])
+            for name in packed.namelist():
+                if "JPEGImages/Blood" in name:
+                    paint(tmp_path / name)
+        trainval, test = voc(tmp_path, split="trainval"), voc(tmp_path, split="test")
+        assert trainval.class_names == test.class_names == ["Platelets", "RBC", "WBC"]
+        assert (len(trainval), len(test)) == (292, 72)
+        objects = [part.boxes(i) for part in (trainval, test) for i in range(len(part))]
+        counts = np.bincount(np.concatenate([found["labels"] for found in objects]))
+        assert counts.tolist() == [361, 4155, 372]
+        boxes = np.concatenate([found["boxes"] for found in objects])
+        assert ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) == 1).sum() == 2
+        assert trainval.multi_labels.shape == (292, 3)
+        assert set(np.unique(trainval.multi_labels)) == {-1, 1}
+
     def test_no_devkit_and_two_devkits(self, devkit):
         with pytest.raises(FileNotFoundError, match="expected JPEGImages, Annotations and ImageSets"):
             voc(devkit / "VOCdevkit/VOC2007/ImageSets")

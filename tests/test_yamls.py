@@ -57,9 +57,14 @@ def builds_dataset(option: str, tmp_path: Path) -> None:
     overrides, expected = {
         "image_folder": lambda: images_in(tmp_path, tmp_path),
         "imagenet": lambda: images_in(tmp_path, tmp_path / "train" / "n01440764"),
+        "places205": lambda: images_in(tmp_path, tmp_path / "train" / "abbey"),
+        "inaturalist2018": lambda: images_in(tmp_path, tmp_path / "train" / "2820"),
         "cifar10": lambda: images_in(tmp_path, tmp_path / "train" / "cat"),
         "file_list": lambda: listed(tmp_path),
         "voc": lambda: devkit(tmp_path),
+        "voc2007": lambda: devkit(tmp_path),
+        "voc2012": lambda: devkit(tmp_path, "VOC2012"),
+        "voc0712": lambda: (devkit(tmp_path)[0], 3 + devkit(tmp_path, "VOC2012")[1]),
         "generated_scenes": lambda: (["dataset.num_images=5"], 5),
     }[option]()
     dataset = build("dataset", composed("train", f"dataset={option}", *overrides)["dataset"])
@@ -79,8 +84,8 @@ def listed(folder: Path) -> tuple[list[str], int]:
     return [f"dataset.path={file}"], len(paths)
 
 
-def devkit(folder: Path) -> tuple[list[str], int]:
-    root = folder / "VOCdevkit" / "VOC2007"
+def devkit(folder: Path, year: str = "VOC2007") -> tuple[list[str], int]:
+    root = folder / "VOCdevkit" / year
     paths = a_few_images(root / "JPEGImages")
     sets, annotations = root / "ImageSets" / "Main", root / "Annotations"
     sets.mkdir(parents=True)

@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class ImageDataset(Configurable, ClassyDataset, ABC):
         Raises:
             ValueError: this dataset has no boxes.
         """
-        raise ValueError(f"{type(self).__name__} has no boxes: use voc or generated_scenes.")
+        raise ValueError(f"{type(self).__name__} has no boxes: use a VOC dataset or generated_scenes.")
 
     def __getitem__(self, image_id: int) -> tuple[Image.Image, int]:
         total = len(self)
@@ -119,7 +119,7 @@ class ImageDataset(Configurable, ClassyDataset, ABC):
 class FileDataset(ImageDataset):
     """Images that are files under one root folder, each id a relative path."""
 
-    def __init__(self, root: Path, names: list[str], cache_in_memory: bool = False) -> None:
+    def __init__(self, root: Path, names: Sequence[str], cache_in_memory: bool = False) -> None:
         super().__init__(cache_in_memory)
         self.root = root
         self.names = names

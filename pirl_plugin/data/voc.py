@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from classy_vision.dataset import register_dataset
@@ -18,6 +20,8 @@ VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
 _DEVKIT_DEPTH = 3  # root / DIR / VOCdevkit / VOC2007
+
+log = logging.getLogger(__name__)
 
 
 @register_dataset("voc")
@@ -36,16 +40,39 @@ class VOC(FileDataset):
 
     Raises:
         FileNotFoundError: no such folder or split.
-        ValueError: several devkits in ``root``, an empty split, or damaged lists.
+        ValueError: several devkits in ``root``, an empty split, a split without its images, or damaged lists.
     """
 
+    benchmark_splits: ClassVar[tuple[str, str]] = ("trainval", "test")
+
     def __init__(self, root: str, split: str | None = None, cache_in_memory: bool = False) -> None:
-        devkit = _find_devkit(existing_folder(root))
+        devkit = self.find_devkit(existing_folder(root), split)
         found, _ = find_images(devkit / "JPEGImages")
         names = {os.path.splitext(name)[0]: f"JPEGImages/{name}" for name in found}
         self.split = split
         self.keys = sorted(names) if split is None else _read_split(devkit, split)
+        _check_images(devkit, split, self.keys, names)
         super().__init__(devkit, [names.get(key, f"JPEGImages/{key}.jpg") for key in self.keys], cache_in_memory)
+
+    def find_devkit(self, root: Path, split: str | None) -> Path:
+        """The folder of the devkit in ``root`` that holds the split.
+
+        Raises:
+            FileNotFoundError: no devkit.
+            ValueError: several.
+        """
+        found = devkits(root)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                f"{root} holds several VOC datasets: set root to one of {listing([str(folder) for folder in found])}, "
+                "or use dataset=voc2007, voc2012 or voc0712."
+            )
+        raise FileNotFoundError(
+            f"No VOC dataset in {root}: expected JPEGImages, Annotations and ImageSets there or in a folder such as "
+            f"VOCdevkit/VOC2007 below it. Folders in {root}: {listing(folders_in(root))}."
+        )
 
     @functools.cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -73,6 +100,8 @@ class VOC(FileDataset):
     def boxes(self, image_id: int) -> dict[str, np.ndarray]:
         """See ``ImageDataset.boxes``. VOC counts pixels from 1, both ends inside: xmin=1, xmax=W is 0..W here.
 
+        An annotation with xmin = xmax is thus one pixel wide, no empty box.
+
         Raises:
             ValueError: the image has no annotation, or a damaged one.
         """
@@ -81,11 +110,18 @@ class VOC(FileDataset):
         index = {name: label for label, name in enumerate(self.class_names)}
         sides = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
         corners = [[_number(item, side, file) for side in sides] for item in objects]
+        names = [_text(item, "name", file) for item in objects]
         boxes = np.array(corners, dtype=np.float32).reshape(-1, 4)
         boxes[:, :2] -= 1
+        flawed = [box for box, (x0, y0, x1, y1) in zip(corners, boxes.tolist(), strict=True) if x1 <= x0 or y1 <= y0]
+        if flawed:
+            raise ValueError(f"Annotation {file}: a box ends before it begins, xmin ymin xmax ymax = {flawed[0]}.")
+        unknown = sorted(set(names) - set(index))
+        if unknown:
+            raise ValueError(f"Annotation {file}: class {unknown[0]!r} is none of {listing(list(index), len(index))}.")
         return {
             "boxes": boxes,
-            "labels": np.array([index[_text(item, "name", file)] for item in objects], dtype=np.int64),
+            "labels": np.array([index[name] for name in names], dtype=np.int64),
             "difficult": np.array([item.findtext("difficult", "0").strip() == "1" for item in objects], dtype=bool),
         }
 
@@ -95,20 +131,16 @@ class VOC(FileDataset):
         return files if self.split is not None and all(file.is_file() for file in files) else []
 
 
-def _find_devkit(root: Path) -> Path:
+def devkits(root: Path, name: str | None = None) -> list[Path]:
+    """Folders with JPEGImages (of that name, if one is given), nearest to ``root``: itself, or up to three below."""
     level = [root]
     for _ in range(1 + _DEVKIT_DEPTH):
         found = [folder for folder in level if (folder / "JPEGImages").is_dir()]
-        if len(found) > 1:
-            names = listing([str(folder) for folder in found])
-            raise ValueError(f"{root} holds several VOC datasets: set root to one of {names}.")
+        found = [folder for folder in found if name is None or name in (folder.name, folder.resolve().name)]
         if found:
-            return found[0]
-        level = [folder / name for folder in level for name in folders_in(folder)]
-    raise FileNotFoundError(
-        f"No VOC dataset in {root}: expected JPEGImages, Annotations and ImageSets there or in a folder such as "
-        f"VOCdevkit/VOC2007 below it. Folders in {root}: {listing(folders_in(root))}."
-    )
+            return found
+        level = [folder / below for folder in level for below in folders_in(folder)]
+    return []
 
 
 def _read_split(devkit: Path, split: str) -> list[str]:
@@ -124,6 +156,17 @@ def _read_split(devkit: Path, split: str) -> list[str]:
     if not keys:
         raise ValueError(f"The split file {file} is empty: expected one image name per line.")
     return keys
+
+
+def _check_images(devkit: Path, split: str | None, keys: list[str], names: dict[str, str]) -> None:
+    """Images of the split that are not there: all of them is an error, some a warning."""
+    missing = [key for key in keys if key not in names]
+    if not missing:
+        return
+    said = f"{len(missing)} of the {len(keys)} images of split {split} are not in {devkit / 'JPEGImages'}"
+    if len(missing) == len(keys):
+        raise ValueError(f"{said}, e.g. {missing[0]}: their archive was not unpacked, or into another folder.")
+    log.warning("%s, e.g. %s: other images take their places.", said, missing[0])
 
 
 def _read_class_list(file: Path, keys: list[str]) -> np.ndarray:
