@@ -2,8 +2,10 @@
 
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import Features, LabelledFeatures, extract
+from pirl_plugin.benchmarks.invariance import Invariance
 from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear
+from pirl_plugin.benchmarks.rankme import RankMe
 from pirl_plugin.benchmarks.runner import run_benchmark
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 
@@ -12,8 +14,10 @@ __all__ = [
     "Benchmark",
     "BenchmarkContext",
     "Features",
+    "Invariance",
     "LabelledFeatures",
     "Linear",
+    "RankMe",
     "Result",
     "extract",
     "run_benchmark",

@@ -1,0 +1,96 @@
+"""The picture of an invariance benchmark: how far the views of one image lie apart, and those of different images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# colours that can be told apart without seeing red and green (Okabe & Ito 2008)
+_SAME, _DIFFERENT = "#0072B2", "#D55E00"
+_INK, _FAINT_INK = "#22272e", "#68707c"
+_NAMES = {"embedding": "embedding: f(I) and g(Iᵗ)", "trunk": "pooled trunk features"}
+_PANEL_INCHES = (4.6, 3.2)
+
+
+def read_panels(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Panels of a run's ``invariance.json``.
+
+    Raises:
+        FileNotFoundError: the run has none.
+    """
+    path = Path(run_dir) / "invariance.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(run_dir)!r} has no invariance.json: run the benchmark invariance first.")
+    return list(json.loads(path.read_text(encoding="utf-8"))["panels"])
+
+
+def draw_invariance(panels: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """Writes a picture with one panel for each kind of features, each with the two histograms.
+
+    Args:
+        panels: with ``edges``, ``same_histogram`` and ``different_histogram`` (fractions of the pairs in each bin),
+            ``same_mean``, ``different_mean``, ``auc``, ``features``, ``view``, and, for panels of several runs, a
+            ``title`` of their own.
+        path: of the picture; the suffix decides the format.
+        title: a line above all.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not panels:
+        raise ValueError("draw_invariance needs at least one panel.")
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * len(panels), height + 0.3 * bool(title)), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        _draw_panel(axes, panel)
+    all_axes[0].set_ylabel("density of pairs", fontsize=9, color=_INK)
+    all_axes[0].legend(fontsize=8, frameon=False, loc="upper left", handlelength=1.2)
+    if title:
+        figure.suptitle(title, fontsize=11, color=_INK)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+
+
+def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
+    edges = panel["edges"]
+    width = edges[1] - edges[0]
+    for name, colour, label, line in (
+        ("same", _SAME, "same image", "-"),
+        ("different", _DIFFERENT, "different images", "--"),
+    ):
+        density = [fraction / width for fraction in panel[f"{name}_histogram"]]
+        axes.stairs(density, edges, fill=True, color=colour, alpha=0.22)
+        axes.stairs(density, edges, color=colour, lw=1.4, ls=line, label=label)
+        axes.axvline(panel[f"{name}_mean"], color=colour, lw=0.9, ls=":")
+    axes.set_title(panel.get("title") or _NAMES.get(panel["features"], panel["features"]), fontsize=10, color=_INK)
+    axes.text(
+        0.98,
+        0.97,
+        f"AUC {100 * panel['auc']:.1f} %\nmean {panel['same_mean']:.2f} and {panel['different_mean']:.2f}",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+        color=_FAINT_INK,
+    )
+    axes.set_xlabel("l2 distance of unit embeddings", fontsize=9, color=_INK)
+    axes.set_xlim(edges[0], _last_used(panel))
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.grid(axis="y", alpha=0.25, lw=0.6)
+
+
+def _last_used(panel: Mapping[str, Any]) -> float:
+    """Right end of the histograms' last bin that holds a pair, with a little room."""
+    edges, same, different = panel["edges"], panel["same_histogram"], panel["different_histogram"]
+    last = max(index for index, pair in enumerate(zip(same, different, strict=True)) if any(pair))
+    return min(edges[-1], edges[last + 1] * 1.04)
