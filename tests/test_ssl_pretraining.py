@@ -154,15 +154,15 @@ def test_a_wrong_number_of_images_is_refused_and_null_is_filled_in() -> None:
     assert task.config["loss"]["num_images"] == task.base_loss.num_images == NUM_IMAGES
 
 
-def test_a_bank_that_nobody_writes_is_refused() -> None:
-    with pytest.raises(ValueError, match="no hook writes it: add {'name': 'memory_bank_update'}"):
+def test_hooks_that_are_needed_and_hooks_that_nobody_needs() -> None:
+    with pytest.raises(ValueError, match="needs the hook 'memory_bank_update': add {'name': 'memory_bank_update'}"):
         build(hooks=[])
     task = build(hooks=None)
     assert [type(hook).__name__ for hook in task.hooks] == ["MemoryBankUpdateHook"]
-    with pytest.raises(ValueError, match="the loss has no memory bank: take the hook out"):
-        checks.refuse_unwritten_bank(nn.Identity(), task.hooks)
+    with pytest.raises(ValueError, match="neither the model nor the loss needs it: take the hook out"):
+        checks.refuse_wrong_hooks([nn.Identity()], task.hooks)
     with pytest.raises(ValueError, match="memory_bank_update 2 times"):
-        checks.refuse_unwritten_bank(task.base_loss, task.hooks * 2)
+        checks.refuse_wrong_hooks([task.base_loss], task.hooks * 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -18,13 +18,14 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import environment
+from pirl_plugin.registry import completed, lookup
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
 
 log = logging.getLogger(__name__)
 
 # what may change between the pieces of one run without changing its result
-_FREE_KEYS = ("run_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile")
+_FREE_KEYS = ("run_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "about")
 
 _EPILOG = """\
 examples:
@@ -96,7 +97,8 @@ def _resume(task: SSLPretrainingTask) -> bool:
     if not found:
         return True
     state = read_weights(found[-1])
-    changed = configs.differences(_identity(state["input_args"]["config"]), _identity(task.config))
+    saved = completed("task", state["input_args"]["config"])  # settings that are newer than it at their defaults
+    changed = configs.differences(_identity(saved), _identity(task.config))
     if changed:
         raise ValueError(
             f"{task.run_dir} holds a run with other settings ({'; '.join(changed)}). "
@@ -116,15 +118,18 @@ def _images_in_all(task: SSLPretrainingTask) -> int:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _FREE_KEYS}
+    """What decides a run's result: of the hooks, those that model or loss need; the others only look on."""
+    working = [hook for hook in config["hooks"] or [] if hasattr(lookup("hook", hook["name"]), "only_where_needed")]
+    return {**{key: value for key, value in config.items() if key not in _FREE_KEYS}, "hooks": working}
 
 
 def _introduction(task: SSLPretrainingTask, processes: int) -> str:
     parameters = sum(p.numel() for p in task.base_model.parameters())
-    bank = sum(b.numel() * b.element_size() for b in task.base_loss.buffers())
+    bank = getattr(task.base_loss, "memory_bank", None)
+    size = sum(rows.numel() * rows.element_size() for rows in bank.buffers()) / 1e6 if bank is not None else 0
     return (
         f"{task.method}: {len(task.datasets['train'])} images, {task.num_epochs} epochs, "
         f"{task.datasets['train'].get_batchsize_per_replica()} images x {processes} process(es) a step, "
-        f"{parameters / 1e6:.1f} M parameters, {bank / 1e6:.1f} MB of memory bank, on {task.device}; "
-        f"folder {task.run_dir}"
+        f"{parameters / 1e6:.1f} M parameters, "
+        f"{f'{size:.1f} MB of memory bank, ' if size else ''}on {task.device}; folder {task.run_dir}"
     )

@@ -4,6 +4,7 @@ from pirl_plugin.hooks.checkpoint import RunCheckpointHook
 from pirl_plugin.hooks.health import HealthHook, RankMeHook
 from pirl_plugin.hooks.memory_bank_update import MemoryBankUpdateHook
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
+from pirl_plugin.hooks.momentum_update import MomentumUpdateHook
 from pirl_plugin.hooks.progress import ProgressHook
 from pirl_plugin.hooks.scalars import collect_scalars
 from pirl_plugin.hooks.tensorboard import TensorboardScalarsHook
@@ -14,6 +15,7 @@ __all__ = [
     "HealthHook",
     "MemoryBankUpdateHook",
     "MetricsJsonlHook",
+    "MomentumUpdateHook",
     "ProgressHook",
     "RankMeHook",
     "RunCheckpointHook",

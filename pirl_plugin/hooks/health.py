@@ -63,7 +63,7 @@ class RankMeHook(Configurable, ClassyHook):
 
     def _keep(self, embeddings: Tensor) -> None:
         # a copy: compiled models may write the next batch into the same memory
-        self._embeddings.append(embeddings.detach().to(torch.float32, copy=True))
+        self._embeddings.append(embeddings.detach().flatten(0, -2).to(torch.float32, copy=True))
         while sum(map(len, self._embeddings)) - len(self._embeddings[0]) >= self.num_embeddings:
             self._embeddings.popleft()
 
@@ -126,14 +126,17 @@ class HealthHook(RankMeHook):
         return self.steps_until_due(task) < math.ceil(self.num_images / max(1, images))
 
     def _search(self, task: ClassyTask) -> None:
-        rows = getattr(getattr(task.base_loss, "memory_bank", None), "rows", None)
-        if rows is None:
+        bank = getattr(task.base_loss, "memory_bank", None)
+        if bank is None or not getattr(bank, "rows_by_image", True):
             return
+        rows = bank.rows
         if self._candidates is None and len(rows) > self.max_rows:
             generator = torch.Generator().manual_seed(0)
             self._candidates = torch.randperm(len(rows), generator=generator)[: self.max_rows].to(rows.device)
         batch = task.last_batch
         for view, embeddings in batch.output.items():
+            if embeddings.shape[1:] != rows.shape[1:]:
+                continue  # several crops of an image, or what a pretext knows of its views
             found = own_row_is_nearest(embeddings, batch.sample["target"], rows, self._candidates)
             self._found.setdefault(view, []).append(found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
@@ -14,14 +16,16 @@ from pirl_plugin.schema import checked
 @register_hook("memory_bank_update")
 @checked
 class MemoryBankUpdateHook(Configurable, ClassyHook):
-    """Moves each image's bank row towards its newest embedding, once per optimiser step, never in evaluation.
+    """Writes the newest embeddings to the loss's memory bank, once per optimiser step, never in evaluation.
 
     The host calls ``on_step`` after the optimiser has stepped, so the loss has read the old rows by then. Under
     gradient accumulation the micro-batches of one optimiser step are written together.
 
     Args:
-        view: the view whose embedding is stored; PIRL stores the untransformed image's.
+        view: name of the embedding that is stored; PIRL stores the untransformed image's, MoCo ``momentum/key``.
     """
+
+    only_where_needed: ClassVar[str] = "memory_bank_update"
 
     on_phase_start = on_phase_end = on_end = ClassyHook._noop
 
@@ -40,12 +44,15 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
             return
         batch = task.last_batch
         self._waiting.append((batch.sample["target"], batch.output[self.view].detach()))
-        if _optimizer_stepped(task):
+        if optimizer_stepped(task):
             ids, embeddings = zip(*self._waiting, strict=True)
             self._waiting = []
             task.base_loss.memory_bank.update(torch.cat(ids), torch.cat(embeddings))
 
 
-def _optimizer_stepped(task: ClassyTask) -> bool:
-    """From the host's own counters (``num_updates`` counts images), so that it holds for any of its tasks."""
+def optimizer_stepped(task: ClassyTask) -> bool:
+    """Whether the last batch ended in an optimiser step.
+
+    From the host's own counters (``num_updates`` counts images), so that it holds for any of its tasks.
+    """
     return (task.num_updates // task.get_global_batchsize()) % task.optimizer_period == 0

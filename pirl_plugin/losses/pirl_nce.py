@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,8 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         last_statistics: 0-dim tensors of the last call, for logging: mean similarity with the own row and with the
             negatives, by view and over all views.
     """
+
+    needed_hooks: ClassVar[tuple[str, ...]] = ("memory_bank_update",)
 
     log_normalizer: Tensor
     normalizer_batches: Tensor

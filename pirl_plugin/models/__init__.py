@@ -1,6 +1,7 @@
 """Trunks, heads and the model that joins them; importing this registers all of them."""
 
 from pirl_plugin.models.heads import JigsawHead, LinearHead, MLPHead
+from pirl_plugin.models.momentum import MomentumSSLModel
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.ssl_model import SSLModel
 from pirl_plugin.models.trunks import LAYERS, ResNetTrunk, bfloat16_hazards
@@ -10,6 +11,7 @@ __all__ = [
     "JigsawHead",
     "LinearHead",
     "MLPHead",
+    "MomentumSSLModel",
     "Normalize",
     "ResNetTrunk",
     "SSLModel",

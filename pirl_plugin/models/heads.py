@@ -1,7 +1,13 @@
-"""Heads: from pooled trunk features to the embedding that the loss compares."""
+"""Heads: from pooled trunk features to the embedding that the loss compares.
+
+A head maps the last dimension and keeps those before it, so that it takes one image ``(B, C)`` as well as several crops
+``(B, V, C)``; only heads that join patches consume V. One that gives several embeddings returns them by name, the
+one that benchmarks use under ``""``: ``{"": projection, "prediction": prediction}``.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated
 
 from classy_vision.heads import ClassyHead, register_head
@@ -34,7 +40,7 @@ class LinearHead(Configurable, ClassyHead):
         self.linear = nn.Linear(in_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_dim)`` to ``(B, dim)``; not normalised, the loss does that."""
+        """``(..., in_dim)`` to ``(..., dim)``; not normalised, the loss does that."""
         return self.linear(x)
 
 
@@ -67,8 +73,8 @@ class MLPHead(Configurable, ClassyHead):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_dim)`` to ``(B, dim)``."""
-        return self.mlp(x)
+        """``(..., in_dim)`` to ``(..., dim)``; all leading dimensions make up the batch of the batch norm."""
+        return self.mlp(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 @register_head("jigsaw")
@@ -76,14 +82,16 @@ class MLPHead(Configurable, ClassyHead):
 class JigsawHead(Configurable, ClassyHead):
     """The head g of PIRL: one shared linear layer per patch, concatenation, one linear layer.
 
-    As in VISSL, no nonlinearity and no batch norm anywhere. The patches are concatenated in the order given, which is
-    the shuffled one.
+    As in VISSL, no batch norm and, but for ``hidden_dim``, no nonlinearity. The patches are concatenated in the order
+    given, which is the shuffled one.
 
     Args:
         in_dim: channels of the trunk; the model provides it.
         num_patches: 9 for the 3 x 3 grid.
         patch_dim: size of each patch's projection; num_patches * patch_dim = 1,152 enter the last layer.
         dim: size of the embedding.
+        hidden_dim: null: each patch's projection is linear. A number: two layers of that hidden size, a ReLU after each
+            (VISSL's variant with MLP heads).
         unique_id: name under which classy-vision knows the head; the model gives the view's.
     """
 
@@ -93,11 +101,12 @@ class JigsawHead(Configurable, ClassyHead):
         num_patches: PositiveInt = 9,
         patch_dim: PositiveInt = 128,
         dim: PositiveInt = 128,
+        hidden_dim: PositiveInt | None = None,
         unique_id: Annotated[str, PROVIDED] = "jigsaw",
     ) -> None:
         super().__init__(unique_id, dim)
         self.in_dim, self.num_patches = in_dim, num_patches
-        self.patch = nn.Linear(in_dim, patch_dim)
+        self.patch = nn.Linear(in_dim, patch_dim) if hidden_dim is None else _mlp(in_dim, hidden_dim, patch_dim)
         self.joint = nn.Linear(num_patches * patch_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,3 +121,8 @@ class JigsawHead(Configurable, ClassyHead):
                 f"got {tuple(x.shape)}: set num_patches to what the transform cuts."
             )
         return self.joint(self.patch(x).flatten(1))
+
+
+def _mlp(*dims: int) -> nn.Sequential:
+    """Linear layers, a ReLU after each."""
+    return nn.Sequential(*(m for i, o in itertools.pairwise(dims) for m in (nn.Linear(i, o), nn.ReLU(inplace=True))))

@@ -1,4 +1,4 @@
-"""One trunk, one head a view: the model that the pretraining task trains."""
+"""One trunk and the heads of the views: the model that the pretraining task trains."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from classy_vision.models import ClassyModel, register_model
 from torch import Tensor, nn
 
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.registry import Configurable, build
-from pirl_plugin.schema import Component, checked, did_you_mean
+from pirl_plugin.schema import PROVIDED, Component, checked, did_you_mean
 
 
 @register_model("ssl_model")
@@ -20,21 +21,24 @@ class SSLModel(Configurable, ClassyModel):
     """Embeds each view of a batch with a shared trunk and the view's own head.
 
     Each view makes one call of the trunk, so that batch statistics are per view, as in the released implementation of
-    PIRL. Under ``DistributedDataParallel`` all work is in ``forward``; a head whose view never comes would leave
-    parameters without gradient there, so configure only the heads that the transform feeds.
+    PIRL; the crops or patches of a view ``(B, V, 3, h, w)`` share one call. Under ``DistributedDataParallel`` all work
+    is in ``forward``; a head whose view never comes would leave parameters without gradient there, so configure only
+    the heads that the transform feeds.
 
     Args:
-        trunk: configuration of the trunk, e.g. ``{"name": "resnet_trunk", "depth": 50}``.
+        trunk: configuration of the trunk, e.g. ``{"name": "resnet_trunk", "depth": 50}``; the task gives its own.
         heads: configuration of the head of each view, e.g. ``{"image": {"name": "linear"}, "patches": {"name":
-            "jigsaw"}}``; ``in_dim`` comes from the trunk.
+            "jigsaw"}}``; ``in_dim`` comes from the trunk. The task gives its own.
+        shared_heads: views that pass through the head of another view, e.g. ``{"crops": "image"}``.
     """
 
     wrapper_cls = None  # classy-vision's own heads hang on blocks inside a model; these ones follow it, one a view
 
     def __init__(
         self,
-        trunk: Annotated[dict[str, Any], Component("model")],
-        heads: dict[str, Annotated[dict[str, Any], Component("head")]],
+        trunk: Annotated[dict[str, Any], Component("model"), PROVIDED],
+        heads: Annotated[dict[str, Annotated[dict[str, Any], Component("head")]], PROVIDED],
+        shared_heads: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -49,15 +53,25 @@ class SSLModel(Configurable, ClassyModel):
         self.heads = nn.ModuleDict(
             {view: build("head", config, in_dim=in_dim, unique_id=view) for view, config in heads.items()}
         )
+        self.shared_heads = dict(shared_heads or {})
+        for view, owner in self.shared_heads.items():
+            if owner not in self.heads or view in self.heads:
+                raise ValueError(
+                    f"shared_heads: {view!r} must be a view without a head and {owner!r} one with a head. "
+                    f"Heads: {', '.join(self.heads)}."
+                )
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Embeddings of each view, not normalised.
 
         Args:
-            views: for each view uint8 (or normalised float) images ``(B, 3, H, W)`` or patches ``(B, P, 3, h, w)``.
+            views: for each view uint8 (or normalised float) images ``(B, 3, H, W)``, or crops or patches
+                ``(B, V, 3, h, w)``. Integers of any other type are no pixels but what a pretext knows of its views.
 
         Returns:
-            ``{view: (B, dim)}``, for the views that came, in their order.
+            ``{view: (B, dim)}``, or ``(B, V, dim)`` where the head keeps crops apart, for the views that came, in their
+            order. A head that gives several embeddings adds ``view/name`` for each after the first. What is no pixels
+            comes back as it is.
 
         Raises:
             ValueError: a view that has no head, or of another shape.
@@ -66,55 +80,87 @@ class SSLModel(Configurable, ClassyModel):
             raise ValueError(
                 f"the model wants a dict of views, {{'image': (B, 3, H, W), ...}}, got {type(views).__name__}."
             )
-        return {view: self.heads[self._known(view)](self._trunk_features(view, x)) for view, x in views.items()}
+        output: dict[str, Tensor] = {}
+        for view, x in views.items():
+            output |= self.embed(view, x, self.trunk, self.heads) if is_pixels(x) else {view: x}
+        return output
 
-    def _known(self, view: str) -> str:
-        if view not in self.heads:
+    def embed(self, view: str, x: Tensor, trunk: nn.Module, heads: nn.ModuleDict) -> dict[str, Tensor]:
+        """Embeddings of one view by a trunk and heads of the model's kind, by their names in the output."""
+        found = heads[self.head_of(view)](self._trunk_features(view, x, trunk))
+        if not isinstance(found, Mapping):
+            return {view: found}
+        return {f"{view}/{name}" if name else view: embedding for name, embedding in found.items()}
+
+    def head_of(self, view: str) -> str:
+        """Name of the head that a view passes through.
+
+        Raises:
+            ValueError: there is none.
+        """
+        head = self.shared_heads.get(view, view)
+        if head not in self.heads:
             raise ValueError(
                 f"view {view!r} has no head. Heads: {', '.join(self.heads)}.{did_you_mean(view, self.heads)} "
                 f"Add heads.{view} or leave the view out of the transform."
             )
-        return view
+        return head
 
-    def _trunk_features(self, view: str, x: Tensor) -> Tensor:
-        """``(B, C)`` for images, ``(B, P, C)`` for patches, which the trunk sees as one batch of ``B * P``."""
+    def compile_trunk(self) -> None:
+        """Compiles the trunk in place with ``torch.compile``."""
+        self.trunk.compile()
+
+    def _trunk_features(self, view: str, x: Tensor, trunk: nn.Module) -> Tensor:
+        """``(B, C)`` for images, ``(B, V, C)`` for crops or patches, which the trunk sees as one batch of ``B * V``."""
         if x.ndim == 4:
-            return self.trunk(self.normalize(x))
+            return trunk(self.normalize(x))
         if x.ndim == 5:
-            return self.trunk(self.normalize(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        raise ValueError(f"view {view!r} must be (B, 3, H, W) or (B, P, 3, h, w), got {tuple(x.shape)}.")
+            return trunk(self.normalize(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        raise ValueError(f"view {view!r} must be (B, 3, H, W) or (B, V, 3, h, w), got {tuple(x.shape)}.")
 
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
         """``{"model": {"trunk": state dict, "heads": {view: state dict}}}``, tied to the model unless copied."""
-        state = {
-            "model": {
-                "trunk": self.trunk.state_dict(),
-                "heads": {view: head.state_dict() for view, head in self.heads.items()},
-            }
-        }
+        state = {"model": encoder_state(self.trunk, self.heads)}
         return copy.deepcopy(state) if deep_copy else state
 
     def set_classy_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Loads what ``get_classy_state`` gave.
+        """Loads what ``get_classy_state`` gave; what it holds besides trunk and heads is ignored.
 
         Raises:
             ValueError: not such a state, other heads, or (strict) other parameters or shapes; nothing is loaded then
                 but for what torch itself had copied before it met the first wrong shape.
         """
+        load_encoder(self.trunk, self.heads, state.get("model") if isinstance(state, Mapping) else None, strict)
+
+
+def is_pixels(x: Tensor) -> bool:
+    """Whether an entry of a batch is a view: uint8 pixels, or floats that are normalised already."""
+    return x.dtype == torch.uint8 or x.is_floating_point()
+
+
+def encoder_state(trunk: nn.Module, heads: nn.ModuleDict) -> dict[str, Any]:
+    """State dicts of a trunk and of each head."""
+    return {"trunk": trunk.state_dict(), "heads": {view: head.state_dict() for view, head in heads.items()}}
+
+
+def load_encoder(trunk: nn.Module, heads: nn.ModuleDict, state: Any, strict: bool = True) -> None:
+    """Loads what ``encoder_state`` gave.
+
+    Raises:
+        ValueError: not such a state, other heads, or (strict) other parameters or shapes.
+    """
+    try:
+        trunk_part, head_parts = state["trunk"], state["heads"]
+    except (KeyError, TypeError) as error:
+        raise ValueError("not a model state: it must be {'model': {'trunk': ..., 'heads': {view: ...}}}.") from error
+    if strict and set(head_parts) != set(heads):
+        raise ValueError(
+            f"the state has the heads {sorted(head_parts)}, the model {sorted(heads)}: use the same method."
+        )
+    parts = [("trunk", trunk, trunk_part)]
+    parts += [(f"head {view!r}", heads[view], head_parts[view]) for view in heads if view in head_parts]
+    for name, module, part in parts:
         try:
-            trunk, heads = state["model"]["trunk"], state["model"]["heads"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                "not a model state: it must be {'model': {'trunk': ..., 'heads': {view: ...}}}."
-            ) from error
-        if strict and set(heads) != set(self.heads):
-            raise ValueError(
-                f"the state has the heads {sorted(heads)}, the model {sorted(self.heads)}: use the same method."
-            )
-        parts = [("trunk", self.trunk, trunk)]
-        parts += [(f"head {view!r}", self.heads[view], heads[view]) for view in self.heads if view in heads]
-        for name, module, part in parts:
-            try:
-                module.load_state_dict(part, strict)
-            except RuntimeError as error:
-                raise ValueError(f"the state does not fit the model's {name}: {error}") from error
+            module.load_state_dict(part, strict)
+        except RuntimeError as error:
+            raise ValueError(f"the state does not fit the model's {name}: {error}") from error

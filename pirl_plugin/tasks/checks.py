@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.models.ssl_model import SSLModel, is_pixels
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards
 from pirl_plugin.registry import lookup
-from pirl_plugin.schema import parameters
+from pirl_plugin.schema import is_provided, parameters
 
 
 def chosen_device(device: str, sync_batch_norm: bool) -> str:
@@ -31,44 +33,81 @@ def chosen_device(device: str, sync_batch_norm: bool) -> str:
     return chosen
 
 
-def with_num_images(loss: Mapping[str, Any], num_images: int) -> dict[str, Any]:
-    """Fills in the number of training images for a loss that takes it.
+def facts_of(dataset: ImageDataset) -> dict[str, Any]:
+    """What a loss or a head may want to know of the dataset, under the names of the parameters that take it.
+
+    ``num_images``; and of a labelled dataset ``num_classes`` and ``labels``, a class for each image id, ``(N,)`` int64.
+    """
+    facts: dict[str, Any] = {"num_images": len(dataset), "num_classes": None, "labels": None}
+    if dataset.labels is not None:
+        facts |= {"num_classes": len(dataset.class_names), "labels": torch.from_numpy(dataset.labels)}
+    return facts
+
+
+def with_facts(kind: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's configuration with those facts that are numbers filled in, so that it builds without the dataset.
 
     Raises:
-        ValueError: the configuration states another number.
+        ValueError: the configuration states another number, or the component wants to know what is not known.
     """
-    if "num_images" not in parameters(lookup("loss", loss["name"])):
-        return dict(loss)
-    stated = loss.get("num_images")
-    if stated not in (None, num_images):
-        raise ValueError(f"loss.num_images is {stated}, but the dataset has {num_images} images: leave it null.")
-    return {**loss, "num_images": num_images}
+    filled = dict(config)
+    for name, (annotation, parameter) in parameters(lookup(kind, config["name"])).items():
+        if name not in facts or not is_provided(annotation):
+            continue
+        if facts[name] is None:
+            if parameter.default is parameter.empty and config.get(name) is None:
+                raise ValueError(f"{kind} {config['name']!r} needs {name}: the dataset must have labels.")
+        elif isinstance(facts[name], int):
+            if config.get(name) not in (None, facts[name]):
+                what = f"{facts[name]} {name.removeprefix('num_')}"
+                raise ValueError(f"{kind}.{name} is {config[name]}, but the dataset has {what}: leave it null.")
+            filled[name] = facts[name]
+    return filled
 
 
-def refuse_unwritten_bank(loss: nn.Module, hooks: Iterable[Any]) -> None:
-    """Raises for a memory bank that no hook writes, and for a hook without a bank to write."""
-    writers = [hook for hook in hooks if isinstance(hook, lookup("hook", "memory_bank_update"))]
-    if hasattr(loss, "memory_bank") and not writers:
-        raise ValueError(
-            "The loss has a memory bank, but no hook writes it: add {'name': 'memory_bank_update'} to hooks."
-        )
-    if len(writers) > 1:
-        raise ValueError(
-            f"hooks hold memory_bank_update {len(writers)} times: keep one, or a row moves as often a step."
-        )
-    if writers and not hasattr(loss, "memory_bank"):
-        raise ValueError("hooks hold memory_bank_update, but the loss has no memory bank: take the hook out.")
+def needed_hooks(parts: Iterable[nn.Module]) -> list[str]:
+    """Hooks that a model or a loss cannot do without, by its ``needed_hooks``."""
+    return list(dict.fromkeys(name for part in parts for name in getattr(part, "needed_hooks", ())))
 
 
-def freeze_idle_heads(heads: Mapping[str, nn.Module] | nn.ModuleDict, loss: nn.Module) -> None:
+def refuse_wrong_hooks(parts: Iterable[nn.Module], hooks: Iterable[Any]) -> None:
+    """Raises for a hook that a part needs and that is not there, or twice, and for one whose work nobody needs."""
+    hooks, needed = list(hooks), needed_hooks(parts)
+    for name in needed:
+        count = sum(isinstance(hook, lookup("hook", name)) for hook in hooks)
+        if count == 0:
+            raise ValueError(f"The method needs the hook {name!r}: add {{'name': {name!r}}} to hooks.")
+        if count > 1:
+            raise ValueError(f"hooks hold {name} {count} times: keep one, or its work is done as often a step.")
+    for hook in hooks:
+        work = getattr(hook, "only_where_needed", None)
+        if work is not None and work not in needed:
+            raise ValueError(f"hooks hold {work}, but neither the model nor the loss needs it: take the hook out.")
+
+
+def views_of(outputs: Iterable[str]) -> set[str]:
+    """The views that named outputs of a model are made from: ``image`` of ``momentum/image/prediction``."""
+    return {name.removeprefix("momentum/").partition("/")[0] for name in outputs}
+
+
+def needed_views(loss: nn.Module, hooks: Iterable[Any]) -> set[str] | None:
+    """Views that the loss or a hook looks at; None for a loss that does not say which ``views`` it uses: all."""
+    used: Sequence[str] | None = getattr(loss, "views", None)
+    return None if used is None else views_of([*used, *(hook.view for hook in hooks if hasattr(hook, "view"))])
+
+
+def freeze_idle_heads(model: SSLModel, loss: nn.Module) -> None:
     """Freezes heads whose view does not enter the loss (its weight is 0): they would never get a gradient.
 
     ``DistributedDataParallel`` waits for every gradient that it was told of. A loss that does not say which ``views``
     it uses is taken to use all.
     """
     used: Sequence[str] | None = getattr(loss, "views", None)
-    for view, head in heads.items():
-        if used is not None and view not in used:
+    if used is None:
+        return
+    trained = {model.head_of(view) for view in views_of(name for name in used if not name.startswith("momentum/"))}
+    for view, head in model.heads.items():
+        if view not in trained:
             head.requires_grad_(False)
 
 
@@ -76,6 +115,8 @@ def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> 
     """Raises where torch's CPU kernels would give wrong gradients, see ``bfloat16_hazards``."""
     _, sample, _ = views[(0, 0)]
     for name, view in sample.items():
+        if not is_pixels(view):
+            continue
         hazards = bfloat16_hazards(trunk, view.shape[-2], view.shape[-1])
         if hazards:
             raise ValueError(

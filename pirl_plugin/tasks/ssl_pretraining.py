@@ -10,20 +10,21 @@ from typing import Annotated, Any, Literal
 
 import torch
 from classy_vision.generic.util import Timer, recursive_copy_to_gpu
+from classy_vision.optim.param_scheduler import ConstantParamScheduler
 from classy_vision.tasks import ClassificationTask, register_task
 from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatchInfo
 from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.models.ssl_model import SSLModel, is_pixels
 from pirl_plugin.registry import Configurable, build, completed
 from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked
 from pirl_plugin.tasks import checks
-from pirl_plugin.tasks.checks import with_num_images
 
 ComponentConfig = Mapping[str, Any]
 _PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
-_BANK_HOOK = [{"name": "memory_bank_update"}]
+_LOSS_SEED = 1 << 32  # added to the run's: a loss draws the same rows or prototypes whatever heads there are
 
 
 @register_task("ssl_pretraining")
@@ -37,11 +38,13 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         collator: makes a batch of them.
         trunk: the network to pretrain.
         heads: one head for each view, by the view's name.
-        loss: gets the heads' outputs and the image ids; a ``num_images`` it takes comes from the dataset when null.
+        loss: gets the heads' outputs and the image ids; ``num_images``, ``num_classes`` and ``labels``, where it takes
+            them, come from the dataset.
+        model: joins trunk and heads, which it is given; another than ``ssl_model`` may add to them.
         optimizer: optimiser with its learning rate schedule.
-        hooks: what happens besides training; the memory bank's update is one of them.
+        hooks: what happens besides training, such as the memory bank's update; null: what model and loss need.
         checkpoint: the hook that saves and restores the run, without its name; null saves nothing.
-        num_epochs: passes over the dataset.
+        num_epochs: passes over the dataset; 0 writes the initial weights as a checkpoint.
         batch_size: images per process and step.
         accumulate_steps: batches whose gradients make one optimiser step; an epoch holds whole groups of them.
         num_workers: processes that make the views; 0 makes them in the training process.
@@ -54,6 +57,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         clip_grad_norm: largest norm of the gradient; null does not clip.
         log_every: optimiser steps between logged values; only there the host waits for the device.
         method: name of the method, for the records.
+        about: the method's paper, year and what it needs, for the list of methods; nothing depends on it.
         run_dir: folder of the run; null writes nothing.
         plugins: modules to import first, for the components they register.
     """
@@ -65,11 +69,12 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         collator: Annotated[ComponentConfig, Component("collator")],
         trunk: Annotated[ComponentConfig, Component("model")],
         loss: Annotated[ComponentConfig, Component("loss")],
+        model: Annotated[ComponentConfig, Component("model")] | None = None,
         heads: Mapping[str, Annotated[ComponentConfig, Component("head")]] | None = None,
         optimizer: Annotated[ComponentConfig, Component("optimizer")] | None = None,
         hooks: list[Annotated[ComponentConfig, Component("hook")]] | None = None,
         checkpoint: Annotated[ComponentConfig, Component("hook")] | None = None,
-        num_epochs: PositiveInt = 1,
+        num_epochs: NonNegativeInt = 1,
         batch_size: PositiveInt = 32,
         accumulate_steps: PositiveInt = 1,
         num_workers: NonNegativeInt = 0,
@@ -82,6 +87,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         clip_grad_norm: PositiveFloat | None = None,
         log_every: PositiveInt = 50,
         method: str = "pirl",
+        about: Mapping[str, str | int] | None = None,
         run_dir: str | None = None,
         plugins: list[str] | None = None,
     ) -> None:
@@ -108,30 +114,45 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             accumulate_steps=accumulate_steps,
         )
         self.set_dataset(views, "train")
-        with torch.random.fork_rng(devices=[]):  # same weights and bank on every rank, nothing drawn from the caller
-            torch.manual_seed(seed)
-            self.set_model(build("model", {"name": "ssl_model", "trunk": trunk, "heads": heads or _PIRL_HEADS}))
-            self.set_loss(build("loss", with_num_images(loss, len(source))))
+        self._build_network(model or {"name": "ssl_model"}, trunk, heads or _PIRL_HEADS, loss, checks.facts_of(source))
         self.set_optimizer(build("optimizer", optimizer or {"name": "scheduled_sgd"}))
-        saving = [build("hook", checkpoint)] if checkpoint else []
-        self.set_hooks([build("hook", hook) for hook in (_BANK_HOOK if hooks is None else hooks)] + saving)
-        checks.refuse_unwritten_bank(self.base_loss, self.hooks)
-        checks.freeze_idle_heads(self.base_model.heads, self.base_loss)
+        parts = (self.base_model, self.base_loss)
+        chosen = [{"name": name} for name in checks.needed_hooks(parts)] if hooks is None else hooks
+        self.set_hooks([build("hook", hook) for hook in (*chosen, *([checkpoint] if checkpoint else []))])
+        checks.refuse_wrong_hooks(parts, self.hooks)
+        checks.freeze_idle_heads(self.base_model, self.base_loss)
+        self._needed_views: set[str] | None = None
         if sync_batch_norm:
             self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
+
+    def _build_network(
+        self,
+        model: ComponentConfig,
+        trunk: ComponentConfig,
+        heads: Mapping[str, ComponentConfig],
+        loss: ComponentConfig,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Model and loss: the same on every rank; nothing is drawn from the caller's random state."""
+        for part in ("trunk", "heads"):
+            if model.get(part) is not None:
+                raise ValueError(f"model.{part} is given by the task: set {part} beside model, not in it.")
+        heads = {view: checks.with_facts("head", head, facts) for view, head in heads.items()}
+        loss = checks.with_facts("loss", loss, facts)
+        self._filled_in = {"heads": heads, "loss": loss}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.set_model(build("model", model, trunk=trunk, heads=heads))
+            if not isinstance(self.base_model, SSLModel):
+                raise ValueError(f"model {model['name']!r} is none that joins a trunk and heads: use ssl_model.")
+            torch.manual_seed(self.seed + _LOSS_SEED)
+            self.set_loss(build("loss", loss, **{name: fact for name, fact in facts.items() if fact is not None}))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
         """Builds the task; ``task.config`` is the configuration with every derived value filled in."""
         task: SSLPretrainingTask = super().from_config(config)
-        task.config = completed(
-            "task",
-            {
-                "name": "ssl_pretraining",
-                **copy.deepcopy(dict(config)),
-                "loss": with_num_images(config["loss"], len(task.datasets["train"])),
-            },
-        )
+        task.config = completed("task", {"name": "ssl_pretraining", **copy.deepcopy(dict(config)), **task._filled_in})
         return task
 
     # -- where the run is --------------------------------------------------------------------------------------------
@@ -189,7 +210,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
     @property
     def where(self) -> float:
         """Fraction of the training done, in [0, 1]."""
-        return self.step_idx / self.total_steps
+        return self.step_idx / max(1, self.total_steps)
 
     @property
     def device(self) -> torch.device:
@@ -206,17 +227,19 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             checks.refuse_other_batch_size(self.checkpoint_dict["classy_state_dict"], self.global_batch_size)
         self.simulated_global_batchsize = self.global_batch_size
         self._nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._needed_views = checks.needed_views(self.base_loss, self.hooks)
         if self.channels_last:
             self.base_model.to(memory_format=torch.channels_last)
         # ranks draw different negatives; a restored run takes its own state instead, in the checkpoint hook
         torch.manual_seed(self.seed * 100_003 + distributed.rank())
         super().prepare()
         if self.compile_trunk:
-            self.base_model.trunk.compile()
+            self.base_model.compile_trunk()
 
     def prepare_optimizer(self, optimizer: Any, model: torch.nn.Module, loss: torch.nn.Module | None = None) -> None:
         """Parameter groups and schedule, now that the number of processes is known."""
-        schedule = optimizer.lr_scheduler(self.global_batch_size, self.num_epochs)
+        epochs = self.num_epochs
+        schedule = optimizer.lr_scheduler(self.global_batch_size, epochs) if epochs else ConstantParamScheduler(0.0)
         modules = [model] if loss is None else [model, loss]
         optimizer.set_param_groups(optimizer.param_groups_of(*modules, lr=schedule))
 
@@ -247,12 +270,14 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
         self.last_batch = None
         with Timer() as timer:
-            sample = next(self.data_iterator)
+            sample = self._without_idle_views(next(self.data_iterator))
         if self.use_gpu:
             unreadable = sample.pop("unreadable", None)
             sample = {**recursive_copy_to_gpu(sample, non_blocking=True), "unreadable": unreadable}
-        waits = not self._should_do_step() and self.distributed_model is not None
-        with self.distributed_model.no_sync() if waits else contextlib.nullcontext():
+        with contextlib.ExitStack() as gradients_wait:
+            if not self._should_do_step():
+                for part in filter(None, (self.distributed_model, self.distributed_loss)):
+                    gradients_wait.enter_context(part.no_sync())
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.compute_model(sample)
             loss = self.compute_loss(output, sample)
@@ -269,8 +294,14 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         if self.is_log_step:
             self._raise_if_nonfinite()
 
+    def _without_idle_views(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The batch without views that neither the loss nor a hook looks at: nothing is computed for them."""
+        needed = self._needed_views
+        views = sample["input"].items()
+        return {**sample, "input": {v: x for v, x in views if needed is None or v in needed or not is_pixels(x)}}
+
     def compute_model(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Embeddings by view."""
+        """Embeddings by view, and what a pretext knows of its views."""
         return self.model(sample["input"])
 
     def check_inf_nan(self, loss: Tensor) -> None:
