@@ -8,9 +8,12 @@ from pirl_plugin.benchmarks.linear import Linear
 from pirl_plugin.benchmarks.rankme import RankMe
 from pirl_plugin.benchmarks.runner import run_benchmark
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
+from pirl_plugin.benchmarks.voc07_low_shot_svm import VOC07LowShotSVM
+from pirl_plugin.benchmarks.voc07_svm import VOC07SVM
 
 __all__ = [
     "KNN",
+    "VOC07SVM",
     "Benchmark",
     "BenchmarkContext",
     "Features",
@@ -19,6 +22,7 @@ __all__ = [
     "Linear",
     "RankMe",
     "Result",
+    "VOC07LowShotSVM",
     "extract",
     "run_benchmark",
     "top_k_accuracy",
