@@ -343,7 +343,7 @@ def test_figure_has_a_panel_each_with_its_title_and_labels(tmp_path):
     assert corner == (255, 255, 255)
     draw_invariance(panels(), tmp_path / "two.svg")
     text = (tmp_path / "two.svg").read_text()
-    for words in ("same image", "different images", "NPID, trunk", "l2 distance", "AUC"):
+    for words in ("views of the same image", "views of different", "NPID, trunk", "l2 distance", "AUC"):
         assert f"<!-- {words}" in text
     with pytest.raises(ValueError, match="at least one panel"):
         draw_invariance([], tmp_path / "none.png")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 _SAME, _DIFFERENT = "#0072B2", "#D55E00"
 _INK, _FAINT_INK = "#22272e", "#68707c"
 _NAMES = {"embedding": "embedding: f(I) and g(Iᵗ)", "trunk": "pooled trunk features"}
-_PANEL_INCHES = (4.6, 3.2)
+_PANEL_INCHES = (4.4, 3.4)
 
 
 def read_panels(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -52,7 +52,8 @@ def draw_invariance(panels: Sequence[Mapping[str, Any]], path: str | Path, title
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw_panel(axes, panel)
     all_axes[0].set_ylabel("density of pairs", fontsize=9, color=_INK)
-    all_axes[0].legend(fontsize=8, frameon=False, loc="upper left", handlelength=1.2)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=_INK)
     if title:
         figure.suptitle(title, fontsize=11, color=_INK)
     figure.savefig(path, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
@@ -62,28 +63,19 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
     edges = panel["edges"]
     width = edges[1] - edges[0]
     for name, colour, label, line in (
-        ("same", _SAME, "same image", "-"),
-        ("different", _DIFFERENT, "different images", "--"),
+        ("same", _SAME, "views of the same image", "-"),
+        ("different", _DIFFERENT, "views of different images", "--"),
     ):
         density = [fraction / width for fraction in panel[f"{name}_histogram"]]
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.22)
         axes.stairs(density, edges, color=colour, lw=1.4, ls=line, label=label)
-        axes.axvline(panel[f"{name}_mean"], color=colour, lw=0.9, ls=":")
-    axes.set_title(panel.get("title") or _NAMES.get(panel["features"], panel["features"]), fontsize=10, color=_INK)
-    axes.text(
-        0.98,
-        0.97,
-        f"AUC {100 * panel['auc']:.1f} %\nmean {panel['same_mean']:.2f} and {panel['different_mean']:.2f}",
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8,
-        color=_FAINT_INK,
-    )
-    axes.set_xlabel("l2 distance of unit embeddings", fontsize=9, color=_INK)
+    name = panel.get("title") or _NAMES.get(panel["features"], panel["features"])
+    axes.set_title(name, fontsize=10, color=_INK, loc="left", pad=20)
+    numbers = f"AUC {100 * panel['auc']:.1f} %, mean {panel['same_mean']:.2f} against {panel['different_mean']:.2f}"
+    axes.text(0, 1.03, numbers, transform=axes.transAxes, fontsize=8.5, color=_FAINT_INK)
+    axes.set_xlabel("l2 distance of unit vectors", fontsize=9, color=_INK)
     axes.set_xlim(edges[0], _last_used(panel))
     axes.set_ylim(bottom=0)
-    axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=_INK)
     axes.grid(axis="y", alpha=0.25, lw=0.6)
