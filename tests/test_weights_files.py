@@ -117,7 +117,8 @@ def test_torchvision_state_dict_loses_its_classifier_and_says_so():
     found = files.find_trunk(torchvision.models.resnet18().state_dict())
     assert found.format == "torchvision state dict"
     assert found.dropped == ["fc.weight", "fc.bias"]
-    assert files.trunk_config(found.state) is None
+    assert files.described_trunk(found.state) is None
+    assert files.trunk_config(found.state) == {"name": "resnet_trunk", "depth": 18, "width": 1.0, "stem": "imagenet"}
     trunk = ResNetTrunk(18)
     assert len(files.load_trunk(trunk, found.state).matched) == len(trunk.state_dict())
 
