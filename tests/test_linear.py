@@ -405,12 +405,14 @@ def test_wrong_configurations_are_refused_all_at_once_and_leave_nothing(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_without_a_description_ask_for_the_trunk(tmp_path):
+def test_weights_without_a_description_tell_their_trunk_or_ask_for_it(tmp_path):
     write_atomically(ResNetTrunk(18).state_dict(), tmp_path / "plain.pt")
-    with pytest.raises(ValueError, match="does not say which trunk.*trunk=resnet50"):
-        run_benchmark(config(weights=str(tmp_path / "plain.pt"), trunk=None))
-    found = run_benchmark(config(weights=str(tmp_path / "plain.pt"), trunk={"name": "resnet_trunk", "depth": 18}))
+    found = run_benchmark(config(weights=str(tmp_path / "plain.pt"), trunk=None))
     assert found[0].extra["weights_format"] == "torchvision state dict"
+    assert found[0].extra["trunk"] == {"name": "resnet_trunk", "depth": 18, "width": 1.0, "stem": "imagenet"}
+    write_atomically(ResNetTrunk(18, stem="medium").state_dict(), tmp_path / "open.pt")
+    with pytest.raises(ValueError, match="do not say the stride.*trunk=resnet18_small"):
+        run_benchmark(config(weights=str(tmp_path / "open.pt"), trunk=None))
 
 
 def test_components_are_registered_and_the_stub_is_picklable():
