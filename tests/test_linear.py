@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
@@ -15,9 +16,11 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from pirl_plugin.benchmarks import BenchmarkContext, run_benchmark
-from pirl_plugin.benchmarks.features import LabelledFeatures, extract, grid_pool
+from pirl_plugin.benchmarks.features import extract, grid_pool
 from pirl_plugin.benchmarks.knn import KNN
-from pirl_plugin.benchmarks.linear import Linear, LinearProbe, SGDSettings
+from pirl_plugin.benchmarks.linear import Linear
+from pirl_plugin.benchmarks.linear_cached import converged_scores
+from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, equally_spaced
 from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.data.views import EvalView
@@ -199,35 +202,32 @@ def test_grid_pooling_averages_its_windows():
 
 
 def test_learning_rate_drops_are_equally_spaced():
-    paper = SGDSettings(28, 256, 0.01, 5e-4, 0.9, num_drops=2)
-    rates = [paper.lr_at(epoch) for epoch in range(28)]
-    assert [epoch for epoch in range(1, 28) if rates[epoch] < rates[epoch - 1]] == [10, 19]
-    assert rates[0] == 0.01
-    assert rates[27] == pytest.approx(1e-4)
-    assert SGDSettings(28, 256, 0.01, 0, 0.9, num_drops=0).lr_at(27) == 0.01
-
-
-def test_probe_normalises_per_channel():
-    probe = LinearProbe(channels=2, dims=6, num_classes=3)
-    x = torch.randn(50, 6)
-    expected = torch.cat(
-        [(x[:, s] - x[:, s].mean()) / x[:, s].std(correction=0) for s in (slice(0, 3), slice(3, 6))], 1
-    )
-    torch.testing.assert_close(probe(x), probe.linear(expected), atol=1e-4, rtol=1e-4)
-    assert [name for name, _ in probe.named_parameters()] == ["linear.weight", "linear.bias"]
+    for name in ("goyal19_cached", "paper"):
+        rates = [PROTOCOLS[name].lr * PROTOCOLS[name].lr_factor(epoch, 28) for epoch in range(28)]
+        assert [epoch for epoch in range(1, 28) if rates[epoch] < rates[epoch - 1]] == [10, 19]
+        assert rates[0] == 0.01
+        assert rates[27] == pytest.approx(1e-4)
+    never = dataclasses.replace(PROTOCOLS["paper"], drops=equally_spaced(0))
+    assert never.lr_factor(27, 28) == 1
 
 
 # -- the benchmarks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["small", "goyal19_cached"])
-def test_separable_classes_are_told_apart(protocol):
-    results = list(Linear(layers=["res5", "conv1"], protocol=protocol, batch_size=16).run(context()))
+@pytest.mark.parametrize(
+    ("protocol", "changes", "name"),
+    [("small", {}, "small"), ("goyal19_cached", {"batch_size": 16}, "goyal19_cached*(batch_size=16)")],
+)
+def test_separable_classes_are_told_apart(protocol, changes, name):
+    results = list(Linear(layers=["res5", "conv1"], protocol=protocol, **changes).run(context()))
     assert [(r.setting["layer"], r.metric, r.value, r.headline) for r in results] == [
         ("conv1", "top1", 100.0, False),
         ("res5", "top1", 100.0, True),
+        ("best_on_test", "top1", 100.0, False),
     ]
-    assert {r.protocol for r in results} == {protocol}
+    assert {r.protocol for r in results} == {name}
+    assert results[2].extra["layer"] == "conv1"
+    assert "on the test images" in results[2].extra["chosen"]
 
 
 def test_random_labels_give_chance():
@@ -248,14 +248,12 @@ def test_top_5_only_where_there_are_more_than_5_classes():
 def test_the_seed_moves_the_result_by_less_than_a_third_of_a_point():
     """Overlapping classes, about 60 % right: the seed only decides which images choose the penalty."""
 
+    (x, labels), (test_x, test_labels) = toy(1, 3000), toy(2, 1000)
+
     def accuracy(seed: int) -> float:
-        train, test = (
-            LabelledFeatures({"res5": x}, torch.arange(len(x)), 0, labels) for x, labels in (toy(1, 3000), toy(2, 1000))
-        )
-        one = BenchmarkContext(trunk=torch.nn.Identity(), train=None, test=None, transform=EvalView(), seed=seed)
-        scores, more = Linear()._converged(one, train, test, 4)["res5"]
+        scores, more = converged_scores(seed, x, labels, test_x, 4, [1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5])
         assert more["held_out"] == 3000
-        return top_k_accuracy(scores, test.labels, 1)
+        return top_k_accuracy(scores, test_labels, 1)
 
     found = [accuracy(seed) for seed in (0, 0, 1, 2)]
     assert found[0] == found[1]

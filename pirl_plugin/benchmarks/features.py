@@ -128,7 +128,7 @@ def _extract(
     filled = 0
     for batch in context.progress(loader, len(loader), f"features of {what}"):
         readable = batch["asked"] == batch["target"]  # a replaced image would be counted twice
-        found = _batch_features(context, normalize(batch["input"]["image"].to(context.device)), names, pooling)
+        found = pooled_features(context, normalize(batch["input"]["image"].to(context.device)), names, pooling)
         for name, x in found.items():
             if name not in rows:
                 rows[name] = _allocate(len(dataset), x, name, context.device)
@@ -203,9 +203,10 @@ def _labelled(
 
 
 @torch.no_grad()
-def _batch_features(
+def pooled_features(
     context: BenchmarkContext, images: Tensor, names: Sequence[str], pooling: str
 ) -> Mapping[str, Tensor]:
+    """Features of normalised images, float32, by one pass through the trunk; see ``extract``."""
     layers = [name for name in names if name != EMBEDDING]
     with torch.autocast(context.device.type, torch.bfloat16, enabled=context.precision == "bf16"):
         found: dict[str, Tensor] = {}

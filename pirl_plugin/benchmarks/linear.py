@@ -1,184 +1,260 @@
-"""Linear probes of frozen features, all layers from one pass over the images."""
+"""Linear probes of frozen features: small data sets to convergence, large ones under the published protocols."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from annotated_types import Len
-from torch import Tensor, nn
+from annotated_types import Interval, Len
 
+from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.features import LabelledFeatures, train_and_test
-from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
-from pirl_plugin.benchmarks.top_k import top_k_accuracy
+from pirl_plugin.benchmarks.linear_cached import fit_by_sgd, fit_to_convergence
+from pirl_plugin.benchmarks.linear_protocols import (
+    IMAGE_SIZE,
+    PROTOCOLS,
+    SCHEDULE_OF_CLASSES,
+    Protocol,
+    Schedule,
+    changed_name,
+    equally_spaced,
+)
+from pirl_plugin.benchmarks.linear_streamed import Plan, StreamedProbes
+from pirl_plugin.benchmarks.linear_targets import Outcome, Targets
+from pirl_plugin.benchmarks.probes import GridPoint
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
-from pirl_plugin.schema import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, checked
+from pirl_plugin.schema import (
+    ConfigError,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    checked,
+)
 
-_SMALL_SET = 10_000  # up to here 5-fold cross-validation chooses the penalty, above it one tenth of the images does
-_L2_WITHOUT_A_CHOICE = 0.01  # where the training set is too small to hold anything out
+log = logging.getLogger(__name__)
 
 Layer = Literal["conv1", "res2", "res3", "res4", "res5"]
+Part = Annotated[float, Interval(gt=0, lt=1)]
+
+SMALL = "small"
+BEST = "best_on_test"
+_L2 = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 
 
 @register_benchmark("linear")
 @checked
 class Linear(Benchmark):
-    """Linear classifiers on frozen features: top-1 and, for more than five classes, top-5 of each layer.
+    """Linear classifiers on frozen features: top-1 and, for more than five classes, top-5 of each layer; or mAP.
 
-    Features are cached: each image passes the trunk once, as the evaluation transform shows it. Two protocols, whose
-    name is in every record:
+    Data sets with several classes an image (VOC) get binary cross entropy, without the difficult labels, and mAP (area
+    under the interpolated precision-recall curve). The protocols, whose name is in every record:
 
-    * ``small``: global average pooling, standardised features, multinomial logistic regression fitted to convergence
-      by L-BFGS, with the L2 penalty of the smallest loss on held-out parts of the TRAINING set (5-fold cross-validation
-      up to 10,000 images, one tenth above) and a last fit on all of it. The seed only decides what is held out, so that
-      runs hardly differ. For small images and data sets.
-    * ``goyal19_cached``: Goyal et al. 2019 with the numbers of the PIRL paper (App. C): average pooling to about 9,000
-      numbers, batch norm without scale and shift, a linear layer, SGD with Nesterov momentum 0.9, batch 256, learning
-      rate 0.01 divided by 10 at equally spaced points, weight decay 5e-4, 28 epochs. Unlike there, the training images
-      are not augmented, so that it is not comparable with published numbers.
+    * ``small``: global average pooling, standardised features of the evaluation view, logistic regression fitted to
+      convergence by L-BFGS, with the L2 penalty of the smallest loss on held-out parts of the TRAINING set (5-fold
+      cross-validation up to 10,000 images, one tenth above) and a last fit on all of it. The seed only decides what is
+      held out, so that runs hardly differ. For small images and data sets.
+    * ``paper`` (the PIRL paper), ``vissl``, ``goyal19``: conv1 and res2 .. res5 pooled to about 9,000 numbers each,
+      batch norm and a linear layer, SGD on augmented views for 28 (ImageNet), 14 (Places205) or 84 (iNaturalist 2018)
+      epochs. They differ in momentum, weight decay, drops of the learning rate, batch norm and colours.
+    * ``moco``, ``swav``: res5, globally pooled, one linear layer, 100 epochs of ImageNet.
+    * ``goyal19_cached``: the numbers of ``paper`` on features of unaugmented images; comparable with nothing published.
+
+    All layers, and all points of a grid, are trained in one pass, with one forward pass of the trunk a batch; what is
+    reported is the state after the last epoch. Batch statistics are of the whole batch, on any number of processes. A
+    number that differs from its protocol's is added to the name, ``paper*(num_epochs=2)``, and so are smaller images,
+    another view, binary cross entropy and the number of epochs for a data set that none is published for.
+
+    The headline is the deepest layer's first metric. Published tables give the best layer, chosen on the test images:
+    the additional result with the layer ``best_on_test``.
 
     Args:
-        layers: layers of the trunk; the headline is the deepest one's top-1.
+        layers: layers of the trunk; null: the protocol's.
         protocol: see above.
-        pooling: ``avg`` (global) or ``grid`` (about 9,000 numbers); null is the protocol's own.
+        pooling: ``avg`` (global) or ``grid`` (about 9,000 numbers); null: the protocol's, as with all that follow.
         l2: penalties to choose from (``small`` only).
-        num_epochs: passes over the training features (``goyal19_cached`` only, as all that follow).
-        batch_size: images of one SGD step.
-        lr: learning rate.
-        weight_decay: of the weights and biases.
-        momentum: Nesterov's.
-        num_drops: how often the learning rate is divided by 10, at equally spaced points (the paper 2, VISSL 3).
+        num_epochs: passes over the training images.
+        schedule: the data set whose number of epochs is taken; null: by the number of classes, ImageNet's for others.
+        batch_size: images of one step of SGD, over all processes.
+        lr: learning rate for that batch; null: the protocol's, times ``batch_size`` / 256. Of several values, the best
+            is chosen for each layer on held-out training images, together with the weight decay.
+        weight_decay: of weights and biases; several as with ``lr``.
+        momentum: of SGD.
+        num_drops: how often the learning rate is divided by 10, at equally spaced points.
+        held_out: part of the training images that chooses from several ``lr`` or ``weight_decay``, of each class alike.
+        refit: train what was chosen once more, on all training images; else it stays without the held-out ones.
     """
+
+    multi_process: ClassVar[bool] = True
 
     def __init__(
         self,
-        layers: Annotated[Sequence[Layer], Len(1)] = ("res5",),
-        protocol: Literal["small", "goyal19_cached"] = "small",
+        layers: Annotated[Sequence[Layer], Len(1)] | None = None,
+        protocol: Literal["small", "paper", "vissl", "goyal19", "moco", "swav", "goyal19_cached"] = "small",
         pooling: Literal["avg", "grid"] | None = None,
-        l2: Annotated[Sequence[NonNegativeFloat], Len(1)] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5),
-        num_epochs: PositiveInt = 28,
-        batch_size: PositiveInt = 256,
-        lr: PositiveFloat = 0.01,
-        weight_decay: NonNegativeFloat = 5e-4,
-        momentum: PositiveFloat = 0.9,
-        num_drops: NonNegativeInt = 2,
+        l2: Annotated[Sequence[NonNegativeFloat], Len(1)] = _L2,
+        num_epochs: PositiveInt | None = None,
+        schedule: Schedule | None = None,
+        batch_size: PositiveInt | None = None,
+        lr: PositiveFloat | Annotated[Sequence[PositiveFloat], Len(1)] | None = None,
+        weight_decay: NonNegativeFloat | Annotated[Sequence[NonNegativeFloat], Len(1)] | None = None,
+        momentum: Annotated[float, Interval(ge=0, lt=1)] | None = None,
+        num_drops: NonNegativeInt | None = None,
+        held_out: Part = 0.1,
+        refit: bool = True,
     ) -> None:
-        self.layers = sorted(set(layers), key=LAYERS.index)
-        self.protocol = protocol
-        self.pooling = pooling or ("avg" if protocol == "small" else "grid")
-        self.l2 = l2
-        self.sgd = SGDSettings(num_epochs, batch_size, lr, weight_decay, momentum, num_drops)
+        self.protocol, self.l2 = protocol, l2
+        self.num_epochs, self.schedule, self.held_out, self.refit = num_epochs, schedule, held_out, refit
+        given = {
+            "num_epochs": num_epochs,
+            "schedule": schedule,
+            "batch_size": batch_size,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "num_drops": num_drops,
+        }
+        published = PROTOCOLS.get(protocol)
+        _refuse(protocol, published, given, l2)
+        self.layers = sorted(set(layers or (published.layers if published else ("res5",))), key=LAYERS.index)
+        self.pooling = pooling or (published.pooling if published else "avg")
+        self.changes: dict[str, Any] = {}
+        if published is None:
+            self._note("pooling", self.pooling, "avg")
+            self._note("l2", list(l2), list(_L2))
+            return
+        self.numbers, self.points = self._settle(published, batch_size, _listed(lr), _listed(weight_decay))
+        if momentum is not None:
+            self._note("momentum", momentum, published.momentum)
+            self.numbers = dataclasses.replace(self.numbers, momentum=momentum)
+        if num_drops is not None:
+            drops = equally_spaced(num_drops)
+            if published.cosine or drops != published.drops:
+                self.changes["num_drops"] = num_drops
+            self.numbers = dataclasses.replace(self.numbers, drops=drops, cosine=False)
 
     def run(self, context: BenchmarkContext) -> Iterator[Result]:
-        """Yields top-1 (and top-5) of each layer, in percent of the readable test images."""
-        train, test, classes, notes = train_and_test(context, self.layers, self.pooling)
-        if self.protocol == "small":
-            scores = self._converged(context, train, test, classes)
+        """Yields the metrics of each layer, and of the best one, in percent of the readable test images."""
+        targets = Targets.of(context)
+        name, found = self._found(context, targets)
+        metrics = list(found[self.layers[-1]].metrics)
+        for layer, outcome in found.items():
+            for metric, value in outcome.metrics.items():
+                headline = metric == metrics[0] and layer == self.layers[-1]
+                yield Result({"layer": layer}, metric, value, name, headline=headline, extra=outcome.extra)
+        if len(found) > 1:
+            best = max(found, key=lambda layer: found[layer].metrics[metrics[0]])
+            note = {"layer": best, "chosen": "on the test images, as published tables choose it"}
+            for metric, value in found[best].metrics.items():
+                yield Result({"layer": BEST}, metric, value, name, extra={**found[best].extra, **note})
+
+    # -- settling the numbers ------------------------------------------------------------------------------------------
+
+    def _settle(
+        self, published: Protocol, batch_size: int | None, lrs: list[float] | None, decays: list[float] | None
+    ) -> tuple[Protocol, list[GridPoint]]:
+        """The numbers used; notes what differs from the published ones."""
+        used = dataclasses.replace(published, pooling=self.pooling, batch_size=batch_size or published.batch_size)
+        for name in ("pooling", "batch_size"):
+            self._note(name, getattr(used, name), getattr(published, name))
+        scaled = published.lr * used.batch_size / published.batch_size
+        if lrs is None:
+            lrs = [scaled]
         else:
-            scores = self._goyal19(context, train, test, classes)
-        for layer, (of_layer, more) in scores.items():
-            for top in (1, 5) if classes > 5 else (1,):
-                yield Result(
-                    {"layer": layer},
-                    f"top{top}",
-                    top_k_accuracy(of_layer, test.labels, top),
-                    self.protocol,
-                    headline=top == 1 and layer == self.layers[-1],
-                    extra={**notes, "pooling": self.pooling, "dims": train.of[layer].shape[1], **more},
-                )
+            self._note("lr", lrs, [published.lr])
+        if decays is None:
+            decays = [published.weight_decay]
+        else:
+            self._note("weight_decay", decays, [published.weight_decay])
+        return used, [GridPoint(lr, decay) for lr in lrs for decay in decays]
 
-    def _converged(
-        self, context: BenchmarkContext, train: LabelledFeatures, test: LabelledFeatures, classes: int
-    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        generator = torch.Generator().manual_seed(context.seed)
-        small = len(train.labels) <= _SMALL_SET
-        held_out = held_out_parts(train.labels, 5 if small else 10, generator)
-        held_out = held_out if small else held_out[:1]
-        scores = {}
-        for layer in context.progress(self.layers, len(self.layers), "linear classifiers"):
-            standardize = Standardizer.fit(train.of[layer])
-            x = standardize(train.of[layer])
-            more: dict[str, Any] = {"held_out": sum(int(part.sum()) for part in held_out)}
-            start, l2 = None, _L2_WITHOUT_A_CHOICE
-            if held_out:
-                choice, start = choose_l2(x, train.labels, classes, self.l2, held_out, standardize.variance)
-                l2 = choice.l2
-                more["held_out_loss"] = {f"{key:g}": round(value, 4) for key, value in choice.loss.items()}
-                more["held_out_accuracy"] = {f"{key:g}": round(value, 2) for key, value in choice.accuracy.items()}
-            classifier = fit_logistic(x, train.labels, classes, l2, standardize.variance, start)
-            scores[layer] = (classifier(standardize(test.of[layer])), {**more, "l2": l2})
-        return scores
+    def _note(self, name: str, used: Any, published: Any) -> None:
+        if used != published:
+            self.changes[name] = used
 
-    def _goyal19(
-        self, context: BenchmarkContext, train: LabelledFeatures, test: LabelledFeatures, classes: int
-    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        channels: dict[str, int] = context.trunk.channels  # type: ignore[assignment]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            probes = {layer: LinearProbe(channels[layer], train.of[layer].shape[1], classes) for layer in self.layers}
-        for probe in probes.values():
-            probe.to(context.device)
-        generator = torch.Generator().manual_seed(context.seed)
-        epochs = range(self.sgd.num_epochs)
-        optimizers = {layer: self.sgd.optimizer(probe) for layer, probe in probes.items()}
-        for epoch in context.progress(epochs, len(epochs), "linear classifiers"):
-            order = torch.randperm(len(train.labels), generator=generator).to(context.device)
-            for ids in order.split(self.sgd.batch_size):
-                if len(ids) == 1 < len(order):
-                    continue  # one image has no batch statistics; the next epoch has it in another batch
-                for layer, probe in probes.items():
-                    for group in optimizers[layer].param_groups:
-                        group["lr"] = self.sgd.lr_at(epoch)
-                    optimizers[layer].zero_grad()
-                    F.cross_entropy(probe(train.of[layer][ids]), train.labels[ids]).backward()
-                    optimizers[layer].step()
-        return {layer: (probe.scores(test.of[layer]), {}) for layer, probe in probes.items()}
+    def _epochs(self, num_classes: int) -> tuple[int, dict[str, Any]]:
+        """Number of epochs, and the change of the name where it is not the published one for this data set.
+
+        Raises:
+            ValueError: the protocol has no number for it.
+        """
+        published = self.numbers.published_epochs(num_classes)
+        schedule = self.schedule or SCHEDULE_OF_CLASSES.get(num_classes, "imagenet")
+        used = self.num_epochs or self.numbers.epochs.get(schedule, self.numbers.epochs.get("any"))
+        if used is None:
+            known = ", ".join(self.numbers.epochs)
+            raise ValueError(
+                f"the protocol {self.protocol} says how many epochs for {known} only: set benchmark.num_epochs."
+            )
+        return used, {} if used == published else {"num_epochs": used}
+
+    def _found(self, context: BenchmarkContext, targets: Targets) -> tuple[str, dict[str, Outcome]]:
+        """The protocol's name with all changes, and what each layer gave."""
+        if self.protocol == SMALL:
+            name = changed_name(SMALL, self.changes)
+            return name, fit_to_convergence(context, self.layers, self.pooling, self.l2, targets)
+        num_epochs, of_epochs = self._epochs(targets.num_classes)
+        if self.numbers.cached:
+            name = changed_name(self.protocol, {**self.changes, **of_epochs})
+            (point,) = self.points
+            return name, fit_by_sgd(context, self.layers, self.numbers, num_epochs, point, targets)
+        changes = {**self.changes, **of_epochs, **self._changes_by_the_data(context, targets)}
+        name = changed_name(self.protocol, changes)
+        if distributed.is_primary():
+            log.info("Protocol %s, %d epochs, %s.", name, num_epochs, "; ".join(map(str, self.points)))
+        plan = Plan(name, self.numbers, self.layers, num_epochs, self.points, self.held_out, self.refit)
+        found = StreamedProbes(context, plan, targets).run()
+        unstated = {"not_stated_by_the_source": list(self.numbers.unstated)} if self.numbers.unstated else {}
+        return name, {layer: Outcome(one.metrics, {**one.extra, **unstated}) for layer, one in found.items()}
+
+    def _changes_by_the_data(self, context: BenchmarkContext, targets: Targets) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        if context.image_size != IMAGE_SIZE:
+            changes["image_size"] = context.image_size
+        if context.view and dict(context.view) != self.evaluation_view(context.image_size):
+            changes["transform"] = context.view["name"]
+        if targets.multi:
+            changes["loss"] = "binary"
+        return changes
 
 
-@dataclass(frozen=True)
-class SGDSettings:
-    """Training of the ``goyal19_cached`` probes; see ``Linear``."""
-
-    num_epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    momentum: float
-    num_drops: int
-
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch: divided by 10 at ``num_drops`` equally spaced points."""
-        return self.lr * 0.1 ** (epoch * (self.num_drops + 1) // self.num_epochs)
-
-    def optimizer(self, probe: nn.Module) -> torch.optim.SGD:
-        """SGD with Nesterov momentum over all of a probe's parameters."""
-        return torch.optim.SGD(
-            probe.parameters(), self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
-        )
+def _listed(value: float | Sequence[float] | None) -> list[float] | None:
+    if value is None:
+        return None
+    return [value] if isinstance(value, (int, float)) else list(dict.fromkeys(value))
 
 
-class LinearProbe(nn.Module):
-    """Batch norm per channel without scale and shift, then one linear layer (Goyal et al. 2019)."""
+def _refuse(protocol: str, published: Protocol | None, given: dict[str, Any], l2: Sequence[float]) -> None:
+    """Settings that would have no effect, and ones that cannot be.
 
-    def __init__(self, channels: int, dims: int, num_classes: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.norm = nn.BatchNorm1d(channels, affine=False)
-        self.linear = nn.Linear(dims, num_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, dims)``, each channel's positions side by side, to scores ``(B, num_classes)``."""
-        return self.linear(self.norm(x.unflatten(1, (self.channels, -1))).flatten(1))
-
-    @torch.no_grad()
-    def scores(self, x: Tensor) -> Tensor:
-        """Scores in evaluation mode, in pieces."""
-        self.eval()
-        return torch.cat([self(piece) for piece in x.split(4096)])
+    Raises:
+        ConfigError: all of them.
+    """
+    problems = []
+    if published is None:
+        problems = [
+            Problem(name, f"has no effect with protocol={protocol}, which is fitted to convergence: leave it out.")
+            for name, value in given.items()
+            if value is not None
+        ]
+    else:
+        if tuple(l2) != _L2:
+            problems.append(Problem("l2", f"has no effect with protocol={protocol}: leave it out."))
+        if published.cached:
+            problems += [
+                Problem(name, f"must be one number with protocol={protocol}: only the streamed ones take a grid.")
+                for name in ("lr", "weight_decay")
+                if len(_listed(given[name]) or [0]) > 1
+            ]
+        schedule = given["schedule"]
+        if schedule is not None and not {schedule, "any"} & set(published.epochs):
+            known = ", ".join(published.epochs)
+            problems.append(
+                Problem("schedule", f"the protocol {protocol} says how many epochs for {known} only, not {schedule}.")
+            )
+    if problems:
+        raise ConfigError(problems)

@@ -1,4 +1,8 @@
-"""Multinomial logistic regression on cached features, to convergence: the same result from any seed."""
+"""Logistic regression on cached features, to convergence: the same result from any seed.
+
+Labels are classes, ``(N,)`` int64 (multinomial), or ``(N, C)`` with 1 present, -1 absent and 0 ignored (a binary
+regression of each class).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from pirl_plugin.benchmarks.linear_targets import mean_loss
 
 _MOST_AXES = 4096  # above it finding the principal axes takes longer than it saves
 
@@ -71,14 +76,14 @@ def fit_logistic(
     tolerance: float = 1e-5,
     max_iter: int = 500,
 ) -> Classifier:
-    """Minimises ``mean cross entropy + l2 / 2 * ||weight||^2`` by L-BFGS; the bias is free.
+    """Minimises ``mean loss + l2 / 2 * ||weight||^2`` by L-BFGS; the bias is free. The loss is ``mean_loss``'s.
 
-    The Hessian is at most ``variance / 2 + l2`` along uncorrelated features (Boehning 1992), by whose square root the
-    solver's coordinates are scaled.
+    The Hessian is at most ``variance / 2 + l2`` along uncorrelated features (Boehning 1992; a quarter of the variance
+    for binary regressions), by whose square root the solver's coordinates are scaled.
 
     Args:
         x: features, ``(N, D)`` float32.
-        labels: ``(N,)`` int64 in ``[0, num_classes)``.
+        labels: ``(N,)`` int64 in ``[0, num_classes)``, or ``(N, num_classes)``.
         num_classes: C.
         l2: weight of the penalty, >= 0.
         variance: of each feature, ``(D,)``; one by default. Like ``start`` it changes the time, not the result.
@@ -86,7 +91,8 @@ def fit_logistic(
         tolerance: largest entry of the gradient to end with, in coordinates of curvature about 1.
         max_iter: L-BFGS iterations at most.
     """
-    curvature = (0.5 if variance is None else variance[:, None] / 2) + l2 + 1e-6
+    bound = 0.5 if labels.ndim == 1 else 0.25
+    curvature = bound * (1.0 if variance is None else variance[:, None]) + l2 + 1e-6
     unit = torch.as_tensor(curvature, device=x.device, dtype=x.dtype).rsqrt()
     zero = Classifier(x.new_zeros(x.shape[1], num_classes), x.new_zeros(num_classes))
     weight, bias = (start or zero).weight / unit, (start or zero).bias.clone()
@@ -104,7 +110,7 @@ def fit_logistic(
     def closure() -> Tensor:
         optimizer.zero_grad()
         scaled = unit * weight
-        loss = F.cross_entropy(torch.addmm(bias, x, scaled), labels) + l2 / 2 * scaled.square().sum()
+        loss = mean_loss(torch.addmm(bias, x, scaled), labels) + l2 / 2 * scaled.square().sum()
         loss.backward()
         return loss
 
@@ -119,8 +125,8 @@ class Choice:
 
     Attributes:
         l2: of the smallest held-out loss.
-        loss: mean held-out cross entropy of each penalty, nats.
-        accuracy: held-out accuracy of each penalty, percent.
+        loss: mean held-out loss of each penalty, nats.
+        accuracy: held-out accuracy of each penalty, percent; empty for multi-labels.
     """
 
     l2: float
@@ -136,14 +142,14 @@ def choose_l2(
     held_out: Sequence[Tensor],
     variance: Tensor | None = None,
 ) -> tuple[Choice, Classifier]:
-    """The penalty of smallest cross entropy on held-out parts of the TRAINING set; of equals, the strongest.
+    """The penalty of smallest loss on held-out parts of the TRAINING set; of equals, the strongest.
 
     The loss, not the accuracy, chooses: it moves far less from one random part to another. It falls and then rises as
     the penalty gets weaker, so that the search ends with the first that is worse than the one before.
 
     Args:
         x: standardised features, ``(N, D)``.
-        labels: ``(N,)``.
+        labels: see ``fit_logistic``.
         num_classes: C.
         candidates: penalties to try.
         held_out: parts, each a bool ``(N,)``, true for the images that are not fitted.
@@ -159,13 +165,17 @@ def choose_l2(
     fitted: list[Classifier | None] = [None] * len(splits)
     start: Classifier | None = None
     for l2 in sorted(candidates, reverse=True):  # from strong to weak, each starting where the one before ended
-        loss[l2] = accuracy[l2] = 0.0
+        loss[l2] = 0.0
+        right = 0.0
         for index, (fit_x, fit_labels, test_x, test_labels) in enumerate(splits):
             classifier = fit_logistic(fit_x, fit_labels, num_classes, l2, variance, fitted[index], tolerance=1e-4)
             fitted[index] = classifier
             scores = classifier(test_x)
-            loss[l2] += float(F.cross_entropy(scores, test_labels, reduction="sum")) / total
-            accuracy[l2] += 100 * int((scores.argmax(dim=1) == test_labels).sum()) / total
+            loss[l2] += float(mean_loss(scores, test_labels)) * len(test_labels) / total
+            if labels.ndim == 1:
+                right += 100 * int((scores.argmax(dim=1) == test_labels).sum()) / total
+        if labels.ndim == 1:
+            accuracy[l2] = right
         if loss[l2] > min(loss.values()):
             break
         start = fitted[0]
@@ -174,13 +184,13 @@ def choose_l2(
 
 
 def held_out_parts(labels: Tensor, parts: int, generator: torch.Generator) -> list[Tensor]:
-    """Disjoint random parts with about as many images of each class, bool ``(N,)`` each.
+    """Disjoint random parts with about as many images of each class, bool ``(N,)`` each; of multi-labels at random.
 
     The only image of a class is in none: without it the class would be unknown to the fit. There may be fewer parts
     than asked for where there are hardly any images.
     """
     part_of = torch.full((len(labels),), -1)
-    on_host = labels.cpu()
+    on_host = labels.cpu() if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.int64)
     for label in on_host.unique():
         members = (on_host == label).nonzero()[:, 0]
         if len(members) > 1:

@@ -87,6 +87,7 @@ class LabelledBatches:
 
     Attributes:
         steps_per_epoch: batches that this and every other process gets in an epoch.
+        unreadable: ids of the images that this process was to show and could not read so far.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class LabelledBatches:
         if len(targets) != len(dataset):
             raise ValueError(f"one target for each of the {len(dataset)} images is needed, got {len(targets)}.")
         self.context, self.targets = context, targets.cpu()
+        self.unreadable: set[int] = set()
         self._views = SampledViews(
             dataset,
             build("transform", view),
@@ -116,6 +118,7 @@ class LabelledBatches:
         """``(images uint8 (B, 3, S, S), targets (B, ...))`` of each step of an epoch (0-based), on the device."""
         device = self.context.device
         for batch in self._views.iterator(current_phase_id=epoch):
+            self.unreadable.update(batch["unreadable"].tolist())
             images = batch["input"]["image"].to(device, non_blocking=True)
             yield images, self.targets[batch["target"]].to(device, non_blocking=True)
 
@@ -136,24 +139,16 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-@torch.no_grad()
-def predict(
-    context: BenchmarkContext, dataset: Any, forward: Callable[[Tensor], Tensor], what: str
-) -> tuple[Tensor, Tensor]:
-    """One number or more of each readable image, in the order of ids; the ranks share the work and all get all rows.
+def readable_batches(context: BenchmarkContext, dataset: Any, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """One deterministic pass over the readable images of this process's part, in the order of ids.
 
     Args:
         context: for the evaluation view, the batch size and the device.
-        dataset: the images.
-        forward: ``(B, 3, S, S)`` uint8 on the device to ``(B, K)``: scores, for example. The caller sets evaluation
-            mode.
-        what: name of the images for the progress bar and for messages.
+        dataset: the images; the ranks' parts follow one another.
+        what: name of the images for the progress bar.
 
-    Returns:
-        ``(N, K)`` on the CPU and the ids ``(N,)`` int64 of its rows. Images that cannot be read are in neither.
-
-    Raises:
-        ValueError: none can be read.
+    Yields:
+        ``(images uint8 (B, 3, S, S) on the device, ids (B,) int64 on the CPU)``; what cannot be read is left out.
     """
     loader = evaluation_loader(
         dataset,
@@ -164,15 +159,53 @@ def predict(
         distributed.world_size(),
         pin_memory=context.device.type == "cuda",
     )
-    rows, ids = [], []
     for batch in context.progress(loader, len(loader), what):
         readable = batch["asked"] == batch["target"]  # a replaced image would be counted twice
-        found = forward(batch["input"]["image"].to(context.device, non_blocking=True))
-        rows.append(found.cpu()[readable])
-        ids.append(batch["target"][readable])
-    parts = distributed.gather_objects((torch.cat(rows), torch.cat(ids)) if rows else None)
-    there = [part for part in parts if part is not None]
-    scores, image_ids = (torch.cat([part[index] for part in there]) for index in (0, 1))
-    if len(image_ids) == 0:
-        raise ValueError(f"no image of {what} could be read.")
-    return scores, image_ids
+        if readable.any():
+            images = batch["input"]["image"].to(context.device, non_blocking=True)
+            yield images[readable.to(context.device)], batch["target"][readable]
+
+
+@torch.no_grad()
+def rows_of_images(
+    context: BenchmarkContext, dataset: Any, rows_of: Callable[[Tensor, Tensor], Tensor], what: str
+) -> tuple[Tensor, Tensor]:
+    """One row of numbers for each readable image, in the order of ids; the ranks share the work and all get all rows.
+
+    Args:
+        context: for the evaluation view, the batch size and the device.
+        dataset: the images, at least one for each rank.
+        rows_of: images ``(B, 3, S, S)`` uint8 on the device and their ids ``(B,)`` to ``(B, K)``.
+        what: name of the images for the progress bar and for messages.
+
+    Returns:
+        ``(N, K)`` on the CPU and the ids ``(N,)`` int64 of its rows. Images that cannot be read are in neither.
+
+    Raises:
+        ValueError: none, or none of one rank's part, can be read.
+    """
+    rows, ids = [], []
+    for images, of_images in readable_batches(context, dataset, what):
+        rows.append(rows_of(images, of_images).cpu())
+        ids.append(of_images)
+    if not all(distributed.gather_objects(bool(rows))):
+        raise ValueError(f"no image of {what} could be read, or not one for each process.")
+    gathered = [distributed.all_gather_rows(torch.cat(part).to(context.device)).cpu() for part in (rows, ids)]
+    return gathered[0], gathered[1]
+
+
+def predict(
+    context: BenchmarkContext, dataset: Any, forward: Callable[[Tensor], Tensor], what: str
+) -> tuple[Tensor, Tensor]:
+    """Scores of each readable image: ``rows_of_images`` with a function of the images alone.
+
+    Args:
+        context: see ``rows_of_images``.
+        dataset: see ``rows_of_images``.
+        forward: ``(B, 3, S, S)`` uint8 on the device to ``(B, C)``. The caller sets evaluation mode.
+        what: see ``rows_of_images``.
+
+    Returns:
+        ``(N, C)`` on the CPU and the ids ``(N,)`` int64 of its rows.
+    """
+    return rows_of_images(context, dataset, lambda images, _: forward(images), what)
