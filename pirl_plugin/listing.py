@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from pirl_plugin.config import CONFIG_FOLDER
 from pirl_plugin.registry import REGISTRIES, ours, summary
 from pirl_plugin.schema import PROVIDED, ConfigError, Problem, describe, did_you_mean, metadata, parameters
 
@@ -36,6 +40,57 @@ class ComponentInfo:
     summary: str
     defined_in: str
     parameters: list[ParameterInfo] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One pretraining method: a YAML in ``method/`` and what its ``about`` says."""
+
+    name: str
+    paper: str
+    year: int | None
+    needs: str
+    path: str
+    kind: str = "method"
+
+
+def methods(folder: Path = CONFIG_FOLDER / "method") -> list[MethodInfo]:
+    """The methods whose YAMLs lie in a folder, by name; a variant's ``about`` is that of the method it starts from."""
+    found = []
+    for path in sorted(folder.glob("*.yaml")):
+        about = _about(path)
+        year = about.get("year")
+        place = path.relative_to(folder.parents[1]).as_posix()
+        found.append(
+            MethodInfo(
+                name=path.stem,
+                paper=str(about.get("paper", "")),
+                year=None if year is None else int(year),
+                needs=str(about.get("needs", "")),
+                path=place,
+            )
+        )
+    return found
+
+
+def methods_as_text(infos: Iterable[MethodInfo]) -> str:
+    """A plain-text table of methods: a line each."""
+    rows = [(info.name, info.paper, str(info.year or ""), info.needs, info.path) for info in infos]
+    table = [("method", "paper", "year", "needs", "YAML"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """``about`` of a method's YAML, over that of the YAMLs of the same folder that it starts from."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    inherited: dict[str, Any] = {}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            inherited |= _about(path.with_name(f"{entry}.yaml"))
+    return inherited | (content.get("about") or {})
 
 
 def components(kinds: Iterable[str] = (), host: bool = False) -> list[ComponentInfo]:

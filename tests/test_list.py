@@ -9,7 +9,8 @@ from typing import Annotated
 import pytest
 
 from pirl_plugin.commands.list import main
-from pirl_plugin.listing import as_text, components
+from pirl_plugin.config import groups
+from pirl_plugin.listing import as_text, components, methods
 from pirl_plugin.registry import REGISTRIES, ours
 from pirl_plugin.schema import PROVIDED, ConfigError, Fraction, PositiveInt
 
@@ -51,8 +52,37 @@ def test_a_component_with_all_its_parameters(capsys: pytest.CaptureFixture[str])
 def test_every_name_of_the_package_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     listed = {(item["kind"], item["name"]) for item in json.loads(capsys.readouterr().out)}
-    assert listed == {(kind, name) for kind in REGISTRIES for name in ours(kind)}
+    assert listed == {(kind, name) for kind in REGISTRIES for name in ours(kind)} | {
+        ("method", name) for name in groups()["method"]
+    }
     assert ("hook", "metrics_jsonl") in listed
+
+
+def test_the_table_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["method", "paper", "year", "needs", "YAML"]
+    assert [line.split()[0] for line in shown[1:]] == groups()["method"]
+    row = next(line for line in shown if line.startswith("pirl_64 "))
+    assert "Misra & van der Maaten, arXiv:1912.01991  2020  memory bank" in row
+    assert row.endswith("benchmark_configs/method/pirl_64.yaml")
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("\n".join(shown))
+
+
+def test_every_method_says_where_it_is_from() -> None:
+    """Paper, year and what it needs; a variant has them from the method that it starts from."""
+    assert [info.name for info in methods() if not (info.paper and info.year and info.needs)] == []
+
+
+def test_a_variant_changes_what_it_says_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "configs" / "method"
+    folder.mkdir(parents=True)
+    (folder / "a.yaml").write_text("about: {paper: P, year: 2020, needs: x}\n")
+    (folder / "b.yaml").write_text("defaults: [a, /scale: small, _self_, override /trunk: r]\nabout: {needs: y}\n")
+    first, second = methods(folder)
+    assert (first.paper, first.year, first.needs, first.path) == ("P", 2020, "x", "configs/method/a.yaml")
+    assert (second.name, second.paper, second.year, second.needs) == ("b", "P", 2020, "y")
 
 
 def test_brief_leaves_the_parameters_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,4 +136,4 @@ def test_the_tool_runs_from_anywhere(repository_root: Path, tmp_path: Path) -> N
     tool = [sys.executable, str(repository_root / "tools" / "list.py"), "--help"]
     done = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Lists every registered component" in done.stdout
+    assert "every registered component" in done.stdout

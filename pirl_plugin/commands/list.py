@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 
 import pirl_plugin  # noqa: F401  (registers all components)
-from pirl_plugin.listing import as_text, components
+from pirl_plugin.listing import as_text, components, methods, methods_as_text
 from pirl_plugin.registry import REGISTRIES
 from pirl_plugin.schema import ConfigError
+
+METHOD = ("method", "methods")  # not registered: YAMLs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,24 +23,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for module in options.plugins:
             importlib.import_module(module)
-        found = components(options.kind, host=options.host)
+        kinds = [kind for kind in options.kind if kind not in METHOD]
+        listed = methods() if len(kinds) < len(options.kind) or not options.kind else []
+        found = components(kinds, host=options.host) if kinds or not options.kind else []
     except (ConfigError, ImportError) as error:
         print(f"pirl-list: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps([dataclasses.asdict(info) for info in found], indent=2))
+        print(json.dumps([dataclasses.asdict(info) for info in (*listed, *found)], indent=2))
     else:
-        print(as_text(found, with_parameters=not options.brief))
+        parts = [methods_as_text(listed)] if listed else []
+        parts += [as_text(found, with_parameters=not options.brief)] if found else []
+        print("\n\n".join(parts))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pirl-list",
-        description="Lists every registered component: its name, what it is, and its parameters with their defaults.",
-        epilog="example: python tools/list.py loss memory_bank",
+        description="Lists the methods, and every registered component: its name, what it is, and its parameters with "
+        "their defaults.",
+        epilog="examples: python tools/list.py methods; python tools/list.py loss memory_bank",
     )
-    parser.add_argument("kind", nargs="*", help=f"only these kinds; there are: {', '.join(REGISTRIES)}")
+    parser.add_argument("kind", nargs="*", help=f"only these kinds; there are: methods, {', '.join(REGISTRIES)}")
     parser.add_argument("--brief", action="store_true", help="leave the parameters out")
     parser.add_argument("--host", action="store_true", help="also list what comes with classy-vision itself")
     parser.add_argument("--json", action="store_true", help="machine-readable")
