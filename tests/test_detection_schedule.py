@@ -122,6 +122,19 @@ def test_scaling_the_images_scales_every_length() -> None:
     assert p.anchor_sizes == pytest.approx((2.56, 5.12, 10.24, 20.48, 40.96))
 
 
+def test_scaling_the_proposals() -> None:
+    p = with_overrides(published("moco", "voc07"), proposals=50)
+    numbers = (p.rpn_pre_nms_train, p.rpn_post_nms_train, p.rpn_pre_nms_test, p.rpn_post_nms_test)
+    assert numbers == (600, 100, 300, 50)
+    assert p.name == "moco*"
+
+
+def test_batch_norm_statistics_come_from_no_more_batches_than_training() -> None:
+    assert scaled_to_iterations(published("moco", "voc07"), 60).precise_bn == 60
+    assert scaled_to_iterations(published("moco", "voc07"), 4000).precise_bn == 200
+    assert scaled_to_iterations(published("paper", "voc07"), 60).precise_bn == 0
+
+
 def test_a_changed_number_changes_the_name() -> None:
     original = published("paper", "voc07")
     assert with_overrides(original) is original or with_overrides(original) == original
@@ -146,7 +159,7 @@ def test_overrides_in_their_order() -> None:
     assert (given.lr, given.anchor_sizes) == (0.01, (10.0, 20.0))
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"iterations": 0}, {"min_size": 0}])
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"iterations": 0}, {"min_size": 0}, {"proposals": 0}])
 def test_impossible_scalings(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):
         with_overrides(published("paper", "voc07"), **change)

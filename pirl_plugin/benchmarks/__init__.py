@@ -1,12 +1,14 @@
 """Benchmarks of frozen weights; importing this registers them."""
 
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
+from pirl_plugin.benchmarks.detection import DetectionVOC
 from pirl_plugin.benchmarks.features import Features, LabelledFeatures, extract
 from pirl_plugin.benchmarks.invariance import Invariance
 from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear
 from pirl_plugin.benchmarks.rankme import RankMe
 from pirl_plugin.benchmarks.runner import run_benchmark
+from pirl_plugin.benchmarks.semi_supervised import SemiSupervised
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.benchmarks.voc07_low_shot_svm import VOC07LowShotSVM
 from pirl_plugin.benchmarks.voc07_svm import VOC07SVM
@@ -16,12 +18,14 @@ __all__ = [
     "VOC07SVM",
     "Benchmark",
     "BenchmarkContext",
+    "DetectionVOC",
     "Features",
     "Invariance",
     "LabelledFeatures",
     "Linear",
     "RankMe",
     "Result",
+    "SemiSupervised",
     "VOC07LowShotSVM",
     "extract",
     "run_benchmark",

@@ -46,12 +46,15 @@ def scaled_to_batch(protocol: DetectionProtocol, batch_size: int) -> DetectionPr
 def scaled_to_iterations(protocol: DetectionProtocol, iterations: int) -> DetectionProtocol:
     """The protocol made shorter or longer: the drops and the warm-up keep their place as fractions of the whole.
 
+    Batch norm's statistics at the end are taken from no more batches than there were to train on.
+
     Raises:
         ValueError: ``iterations`` is below 1.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be >= 1, got {iterations}.")
-    return _stretched(protocol, iterations, iterations / protocol.iterations)
+    stretched = _stretched(protocol, iterations, iterations / protocol.iterations)
+    return replace(stretched, precise_bn=min(protocol.precise_bn, iterations))
 
 
 def scaled_to_images(protocol: DetectionProtocol, min_size: int) -> DetectionProtocol:
@@ -73,6 +76,24 @@ def scaled_to_images(protocol: DetectionProtocol, min_size: int) -> DetectionPro
     )
 
 
+def scaled_to_proposals(protocol: DetectionProtocol, proposals: int) -> DetectionProtocol:
+    """The protocol with fewer (or more) proposals: ``proposals`` at test after NMS, the other three in proportion.
+
+    Raises:
+        ValueError: ``proposals`` is below 1.
+    """
+    if proposals < 1:
+        raise ValueError(f"proposals must be >= 1 of an image, got {proposals}.")
+    scale = proposals / protocol.rpn_post_nms_test
+    return replace(
+        protocol,
+        rpn_pre_nms_train=max(1, round(protocol.rpn_pre_nms_train * scale)),
+        rpn_post_nms_train=max(1, round(protocol.rpn_post_nms_train * scale)),
+        rpn_pre_nms_test=max(1, round(protocol.rpn_pre_nms_test * scale)),
+        rpn_post_nms_test=proposals,
+    )
+
+
 def with_overrides(
     protocol: DetectionProtocol,
     batch_size: int | None = None,
@@ -80,9 +101,10 @@ def with_overrides(
     lr: float | None = None,
     min_size: int | None = None,
     anchor_sizes: Sequence[float] | None = None,
+    proposals: int | None = None,
     **others: Any,
 ) -> DetectionProtocol:
-    """The protocol with changes, in this order: batch, length, learning rate, image size, and all others as they are.
+    """The protocol with changes in the order of the arguments.
 
     Null leaves the protocol's number (or the one that the scaling above it gives). A changed protocol has a ``*`` after
     its name, so that its results never pass as the published one's.
@@ -94,6 +116,7 @@ def with_overrides(
         lr: learning rate after the warm-up, instead of what the batch's scaling gives.
         min_size: see ``scaled_to_images``.
         anchor_sizes: instead of what the image's scaling gives, pixels.
+        proposals: see ``scaled_to_proposals``.
         **others: any other field of the protocol.
     """
     changed = protocol
@@ -107,6 +130,8 @@ def with_overrides(
         changed = scaled_to_images(changed, min_size)
     if anchor_sizes is not None:
         changed = replace(changed, anchor_sizes=tuple(float(size) for size in anchor_sizes))
+    if proposals is not None:
+        changed = scaled_to_proposals(changed, proposals)
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in others.items() if v is not None}
     changed = replace(changed, **given)
     return changed if changed == protocol else replace(changed, name=f"{protocol.name}*")
