@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,7 +186,7 @@ def convert(
     return TARGETS[target].rename(found.state), report
 
 
-def grouped(names: Iterable[str], limit: int = 8) -> list[str]:
+def grouped(names: Iterable[str], limit: int = 5) -> list[str]:
     """Entries in at most ``limit`` groups: those that start alike are counted, as deep as the limit lets.
 
     >>> grouped(["fc.weight", "fc.bias"] + [f"old.{i}" for i in range(20)])
@@ -196,11 +195,12 @@ def grouped(names: Iterable[str], limit: int = 8) -> list[str]:
     listed = list(names)
     if len(listed) <= limit:
         return listed
-    parts = [name.split(".") for name in listed]
-    for depth in range(max(map(len, parts)) - 1, 0, -1):
-        groups = Counter(".".join(part[:depth]) for part in parts)
+    for depth in range(max(name.count(".") for name in listed), 0, -1):
+        groups: dict[str, list[str]] = {}
+        for name in listed:
+            groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
         if len(groups) <= limit:
-            return [group if group in listed else f"{group}.* ({count})" for group, count in groups.items()]
+            return [f"{start}.* ({len(same)})" if len(same) > 1 else same[0] for start, same in groups.items()]
     return [f"{listed[0]} and {len(listed) - 1} more"]
 
 

@@ -68,9 +68,7 @@ def resnet_shape(state: Mapping[str, Tensor]) -> ResNetShape:
     if first is None or first.ndim != 4 or first.shape[2] != first.shape[3]:
         found = "is missing" if first is None else f"is {tuple(first.shape)}"
         deep = " (a stem of several convolutions?)" if any(key.startswith("conv1.") for key in state) else ""
-        raise ValueError(
-            f"the weights are of no ResNet: its conv1.weight is (channels, 3, k, k), theirs {found}{deep}."
-        )
+        raise ValueError(f"the weights are of no ResNet: conv1.weight must be (channels, 3, k, k), it {found}{deep}.")
     stages = [_blocks(state, stage) for stage in range(1, 5)]
     blocks = (len(stages[0]), len(stages[1]), len(stages[2]), len(stages[3]))
     if 0 in blocks or any(numbers != {str(block) for block in range(len(numbers))} for numbers in stages):
