@@ -12,7 +12,7 @@ with (
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
     import classy_vision.tasks  # noqa: F401
 
-from pirl_plugin import benchmarks, data, hooks, losses, memory, models, optim, tasks
+from pirl_plugin import benchmarks, data, hooks, losses, memory, models, optim, sweep, tasks
 
 __version__ = "0.1.0"
-__all__ = ["benchmarks", "data", "hooks", "losses", "memory", "models", "optim", "tasks"]
+__all__ = ["benchmarks", "data", "hooks", "losses", "memory", "models", "optim", "sweep", "tasks"]

@@ -44,6 +44,7 @@ REGISTRIES: dict[str, MutableMapping[str, type]] = {
     "optimizer": OPTIMIZER_REGISTRY,
     "hook": HOOK_REGISTRY,
     "benchmark": {},
+    "launcher": {},
 }
 
 
@@ -65,6 +66,7 @@ def _registers(kind: str) -> Callable[[str], Callable[[_Registered], _Registered
 register_collator = _registers("collator")
 register_memory_bank = _registers("memory_bank")
 register_benchmark = _registers("benchmark")
+register_launcher = _registers("launcher")
 
 
 def lookup(kind: str, name: str) -> type:

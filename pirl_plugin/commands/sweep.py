@@ -1,0 +1,96 @@
+"""``python tools/sweep.py``: pretrains, benchmarks and compares; started again it goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pirl_plugin import config as configs
+from pirl_plugin import registry
+from pirl_plugin.atomic import write_text
+from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
+from pirl_plugin.commands import benchmark, train
+from pirl_plugin.commands.benchmark import aligned
+from pirl_plugin.commands.running import FAILED, OK, exit_code, log_to
+from pirl_plugin.schema import Problem, check_arguments
+from pirl_plugin.sweep.plan import BENCHMARK, TRAIN, Run, plan
+from pirl_plugin.sweep.progress import Progress
+from pirl_plugin.sweep.run import Execution
+from pirl_plugin.sweep.settings import Sweep
+from pirl_plugin.sweep.state import FINISHED
+
+log = logging.getLogger(__name__)
+
+ENTRIES = {TRAIN: train.main, BENCHMARK: benchmark.main}
+
+_EPILOG = """\
+examples:
+  python tools/sweep.py sweep=demo                                      everything on generated scenes, in minutes
+  python tools/sweep.py sweep=demo methods=[pirl,npid] seeds=[0,1,2]    two methods, three seeds
+  python tools/sweep.py sweep=standard roots.imagenet=DIR roots.voc=DIR launcher=slurm
+  python tools/sweep.py sweep=lambda --dry-run                          what would be done
+
+Ctrl-C or a crash loses nothing: the same command goes on. What is finished is never made again.
+groups: sweep ({sweeps}), launcher ({launchers})
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0 when every run is finished, 1 when one failed, 2 for a mistake in the command."""
+    groups = configs.groups()
+    parser = argparse.ArgumentParser(
+        prog="sweep.py",
+        description="Pretrain several methods, run every benchmark on each, and compare.",
+        epilog=_EPILOG.format(sweeps=", ".join(groups["sweep"]), launchers=", ".join(groups["launcher"])),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    outcome: list[bool] = []
+    code = exit_code(lambda: outcome.append(sweep(arguments.overrides, arguments.dry_run)), arguments.debug)
+    return code if code != OK or outcome == [True] else FAILED
+
+
+def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
+    """Plans, makes and reports; whether every run is finished at the end."""
+    config = configs.load("sweep", overrides, _problems)
+    settings = Sweep(**config)
+    runs = plan(settings, load)
+    launcher = registry.build("launcher", settings.launcher)
+    execution = Execution(runs, Path(settings.store), launcher, ENTRIES)
+    if dry_run:
+        print(table(runs, execution.states))
+        return True
+    folder = Path(settings.run_dir)
+    log_to(folder)
+    write_text(configs.to_yaml(config), folder / "config.yaml")
+    with Progress(execution) as progress:
+        execution.run(progress)
+    for run in runs:
+        outcome = execution.outcome(run)
+        if outcome is not None and outcome.reason:
+            log.warning("%s: %s: %s", outcome.state, run.label, outcome.reason)
+    return all(state == FINISHED for state in execution.states.values())
+
+
+def load(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The complete configuration that a run's command would have, checked."""
+    if command == TRAIN:
+        return registry.completed("task", configs.load(TRAIN, overrides))
+    config = configs.load(BENCHMARK, overrides, benchmark_problems)
+    return {**config, "benchmark": registry.completed("benchmark", config["benchmark"])}
+
+
+def _problems(config: Mapping[str, Any]) -> list[Problem]:
+    return check_arguments(Sweep, config, "", registry.check)
+
+
+def table(runs: Sequence[Run], states: Mapping[str, str]) -> str:
+    """The plan as text: a line for each run, with its state and its command."""
+    rows = [(run.id, run.label, states[run.id], f"tools/{run.command}.py {' '.join(run.overrides)}") for run in runs]
+    return aligned([("id", "run", "state", "command"), *rows])

@@ -1,0 +1,130 @@
+"""Makes the runs of a plan: starts what can start, skips what cannot any more, until nothing is left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pirl_plugin.sweep.jobs import Entry, Job
+from pirl_plugin.sweep.launchers import Handle, Launcher
+from pirl_plugin.sweep.plan import Run
+from pirl_plugin.sweep.state import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    SKIPPED,
+    WAITING,
+    Outcome,
+    forget_outcome,
+    is_finished,
+    read_outcome,
+    write_outcome,
+)
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Mapping[str, str]], None]
+
+
+class Execution:
+    """A plan on its way.
+
+    Args:
+        runs: the plan, each run after the one that it needs.
+        store: folder that the runs' folders are relative to.
+        launcher: starts the jobs.
+        entries: main function of each command.
+        more: overrides that change nothing in the result, for every run.
+
+    Attributes:
+        states: ``waiting``, ``running``, ``finished``, ``failed`` or ``skipped``, by run id.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        store: Path,
+        launcher: Launcher,
+        entries: Mapping[str, Entry],
+        more: Sequence[str] = (),
+    ) -> None:
+        self.runs = {run.id: run for run in runs}
+        self.store, self.launcher, self.entries, self.more = store, launcher, entries, tuple(more)
+        self.states = {run.id: FINISHED if is_finished(self.folder(run), run.id) else WAITING for run in runs}
+        self._handles: dict[str, Handle] = {}
+
+    def folder(self, run: Run) -> Path:
+        """Where a run goes."""
+        return self.store / run.folder
+
+    def outcome(self, run: Run) -> Outcome | None:
+        """What a run left behind."""
+        return read_outcome(self.folder(run), run.id)
+
+    def run(self, watch: Watch = lambda states: None, every: float = 0.2) -> None:
+        """Makes everything that is not finished; ``watch`` sees the states now and then.
+
+        What is running is stopped when this is interrupted.
+        """
+        try:
+            while any(state in (WAITING, RUNNING) for state in self.states.values()):
+                moved = self._collect() + self._skip() + self._start()
+                watch(self.states)
+                if not moved:
+                    time.sleep(every)
+        except BaseException:
+            for handle in self._handles.values():
+                handle.interrupt()
+            for handle in self._handles.values():
+                handle.stop()
+            raise
+        watch(self.states)
+
+    def _collect(self) -> int:
+        """Takes in the jobs that have ended."""
+        over = [run_id for run_id, handle in self._handles.items() if handle.is_over()]
+        for run_id in over:
+            del self._handles[run_id]
+            run = self.runs[run_id]
+            outcome = self.outcome(run)
+            if outcome is None:  # killed, or out of memory: it had no time to say so
+                outcome = Outcome(run_id, FAILED, "the process ended without a word: killed, or out of memory")
+                write_outcome(self.folder(run), outcome)
+            self.states[run_id] = outcome.state
+            if outcome.state == FAILED:
+                log.warning("failed: %s: %s", run.label, outcome.reason)
+        return len(over)
+
+    def _skip(self) -> int:
+        """Gives up the runs whose pretraining failed."""
+        lost = [
+            run
+            for run in self.runs.values()
+            if self.states[run.id] == WAITING and run.needs and self.states[run.needs] in (FAILED, SKIPPED)
+        ]
+        for run in lost:
+            assert run.needs is not None
+            reason = f"{self.runs[run.needs].label} {self.states[run.needs]}"
+            write_outcome(self.folder(run), Outcome(run.id, SKIPPED, reason))
+            self.states[run.id] = SKIPPED
+        return len(lost)
+
+    def _start(self) -> int:
+        """Starts runs that can start, as many as the launcher takes."""
+        started = 0
+        for run in self.runs.values():
+            if self.states[run.id] != WAITING or len(self._handles) >= self.launcher.capacity:
+                continue
+            waits = run.needs is not None and self.states[run.needs] != FINISHED
+            if waits and not (self.launcher.knows_dependencies and run.needs in self._handles):
+                continue
+            forget_outcome(self.folder(run))
+            weights_from = self.folder(self.runs[run.needs]) if run.needs else None
+            job = Job(run, self.folder(run), weights_from, self.more)
+            needs = self._handles.get(run.needs) if run.needs else None
+            self._handles[run.id] = self.launcher.start(job, self.entries[run.command], needs)
+            self.states[run.id] = RUNNING
+            started += 1
+        return started

@@ -1,0 +1,136 @@
+"""The plan of a sweep: which runs there are, what they are called, and when two of them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pirl_plugin.schema import ConfigError, Problem
+from pirl_plugin.sweep.plan import Run, dependants, identity, plan
+from pirl_plugin.sweep.settings import Sweep, quoted
+
+
+def load(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A configuration that says no more than the overrides do, the last of each key."""
+    config: dict[str, Any] = dict(override.split("=", 1) for override in overrides)
+    if command == "benchmark":
+        config["benchmark"] = {"name": config["benchmark"]}
+    if config.get("method") == "wrong" or config.get("benchmark") == {"name": "wrong"}:
+        raise ConfigError([Problem("lr", "must be positive.")])
+    return config
+
+
+def runs(**settings: Any) -> list[Run]:
+    return plan(Sweep(**{"name": "test", "methods": ["pirl"], "benchmarks": ["knn"], **settings}), load)
+
+
+def labels(found: Sequence[Run]) -> list[str]:
+    return [run.label for run in found]
+
+
+def test_methods_variants_seeds_and_benchmarks_in_order():
+    found = runs(methods=["pirl", "npid"], benchmarks=["knn", "linear"], seeds=[0, 1], variants={"a": [], "b": ["x=1"]})
+    assert len(found) == 2 * 2 * 2 * (1 + 2)
+    assert labels(found)[:4] == [
+        "pirl (a), seed 0",
+        "pirl (a), seed 0: knn",
+        "pirl (a), seed 0: linear",
+        "pirl (a), seed 1",
+    ]
+    place = {run.id: index for index, run in enumerate(found)}
+    assert all(place[run.needs] < place[run.id] for run in found if run.needs)
+    assert labels(dependants(found, found[0].id)) == labels(found)[1:3]
+
+
+def test_overrides_go_from_the_general_to_the_special():
+    trained, measured = runs(
+        pretraining=["a=1", "b=1"],
+        method_settings={"pirl": ["b=2"], "npid": ["b=9"]},
+        variants={"v": ["c=3"]},
+        train={"optimizer": {"lr": 0.1}},
+        benchmarking=["device=cpu"],
+        benchmark_settings={"knn": ["benchmark=knn", "k=3"]},
+        measure={"num_workers": 4},
+        seeds=[7],
+    )
+    assert trained.overrides == ("method=pirl", "a=1", "b=1", "b=2", "c=3", "optimizer.lr=0.1", "seed=7")
+    assert measured.overrides == (
+        "device=cpu",
+        "benchmark=knn",
+        "k=3",
+        "num_workers=4",
+        "seed=7",
+        "method='pirl (v)'",
+    )
+
+
+def test_a_benchmark_without_settings_is_the_option_of_its_name():
+    assert runs(benchmarks=["linear"])[1].overrides[0] == "benchmark=linear"
+
+
+def test_identity_does_not_depend_on_where_and_on_how_it_is_made():
+    base = {"method": "pirl", "lr": 0.1, "run_dir": "a", "device": "cpu", "num_workers": 0}
+    assert identity(base) == identity({**base, "run_dir": "b", "device": "cuda", "num_workers": 8, "hooks": []})
+    assert identity(base) == identity(dict(reversed(base.items())))
+    assert identity(base) != identity({**base, "lr": 0.2})
+    assert len(identity(base)) == 12
+
+
+def test_a_benchmark_is_another_one_when_its_weights_are():
+    first, second = runs(), runs(pretraining=["lr=0.2"])
+    assert first[0].id != second[0].id
+    assert first[1].id != second[1].id
+    assert first[1].overrides == second[1].overrides
+
+
+def test_the_same_run_is_there_once():
+    found = runs(methods=["pirl", "pirl"], variants={"one": ["a=1"]})
+    assert len(found) == 2
+    same = runs(variants={"one": ["a=1"], "also one": ["a=1"]})
+    assert labels(same)[0] == "pirl (one), seed 0"
+    assert len([run for run in same if run.benchmark is None]) == 1
+
+
+def test_folders_are_distinct_stay_inside_and_need_no_quoting():
+    found = runs(variants={"../../etc": ["a=1"], "lam=0.5; rm": ["a=2"]}, benchmarks=["knn", "../x"])
+    folders = [run.folder for run in found]
+    assert len(set(folders)) == len(folders)
+    for folder in folders:
+        assert ".." not in folder.split("/")
+        assert not set(folder) & set(" ;'\"\\")
+    assert found[1].folder.startswith(found[0].folder + "/benchmarks/")
+
+
+def test_every_mistake_is_reported_at_once_with_its_run():
+    with pytest.raises(ConfigError) as error:
+        runs(methods=["wrong", "pirl"], benchmarks=["wrong", "knn"], seeds=[0, 1])
+    assert [problem.path for problem in error.value.problems] == ["method wrong: lr", "benchmark wrong: lr"]
+
+
+def test_roots_take_the_place_of_their_names():
+    found = runs(pretraining=["dataset.root=<photos>"], roots={"photos": "/data/my photos"})
+    assert "dataset.root=/data/my photos" in found[0].overrides
+    with pytest.raises(ConfigError, match=r"method pirl: its dataset's folder must be set: roots\.photos=DIR"):
+        runs(pretraining=["dataset.root=<photos>"], roots={"photos": None})
+
+
+def test_settings_from_the_command_line_become_overrides():
+    sweep = Sweep(
+        name="x",
+        methods=["pirl"],
+        benchmarks=[],
+        train={"a": {"b": True, "c": None}, "d": [1, "two words"], "e": "plain", "f": "it's"},
+    )
+    assert sweep.train == ["a.b=true", "a.c=null", "d=[1,'two words']", "e=plain", "f='it\\'s'"]
+    assert quoted("runs/a-b_c.pt") == "runs/a-b_c.pt"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"methods": []}, "methods"), ({"seeds": [-1]}, "seeds"), ({"seeds": []}, "seeds"), ({"benchmarks": "knn"}, "b")],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        runs(**settings)

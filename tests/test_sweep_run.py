@@ -1,0 +1,254 @@
+"""Making a plan: order, capacity, failures, what is skipped, and starting again; then real processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pirl_plugin.sweep.jobs import CONSOLE, Job, newest_checkpoint, perform
+from pirl_plugin.sweep.launchers import Handle, InlineLauncher, Launcher, LocalLauncher
+from pirl_plugin.sweep.plan import Run
+from pirl_plugin.sweep.progress import Progress
+from pirl_plugin.sweep.run import Execution
+from pirl_plugin.sweep.state import FAILED, FINISHED, SKIPPED, Outcome, is_finished, read_outcome, write_outcome
+
+
+def pretraining(name: str) -> Run:
+    return Run(name, "train", (f"method={name}",), name, name, "", 0)
+
+
+def measuring(name: str, needs: str) -> Run:
+    return Run(name, "benchmark", (f"benchmark={name}",), f"{needs}/{name}", needs, "", 0, name, needs)
+
+
+PLAN = [pretraining("a"), measuring("a1", "a"), measuring("a2", "a"), pretraining("b"), measuring("b1", "b")]
+
+
+class Recorder:
+    """The two commands: notes its arguments, leaves a checkpoint; fails for the methods it is told."""
+
+    def __init__(self, *failing: str) -> None:
+        self.calls: list[list[str]] = []
+        self.failing = failing
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        self.calls.append(list(arguments))
+        settings = dict(argument.split("=", 1) for argument in arguments)
+        if set(settings.values()) & set(self.failing):
+            print("error: it is broken\n  loss.lam: too large")
+            return 1
+        folder = Path(settings["run_dir"])
+        if "method" in settings:
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "step_000000007.pt").touch()
+        return 0
+
+
+def execution(folder: Path, entry: Callable[[Sequence[str]], int], launcher: Launcher | None = None) -> Execution:
+    return Execution(PLAN, folder, launcher or InlineLauncher(), {"train": entry, "benchmark": entry})
+
+
+def test_everything_is_made_in_order_with_the_newest_weights(tmp_path):
+    entry = Recorder()
+    made = execution(tmp_path, entry)
+    made.run()
+    assert set(made.states.values()) == {FINISHED}
+    assert [call[0] for call in entry.calls] == ["method=a", "benchmark=a1", "benchmark=a2", "method=b", "benchmark=b1"]
+    assert entry.calls[1][1:] == [
+        f"run_dir={tmp_path}/a/a1",
+        f"weights={tmp_path}/a/checkpoints/step_000000007.pt",
+    ]
+    assert made.outcome(PLAN[1]).command.startswith("python tools/benchmark.py benchmark=a1")
+
+
+def test_what_is_finished_is_not_made_again(tmp_path):
+    execution(tmp_path, Recorder()).run()
+    write_outcome(tmp_path / "b" / "b1", Outcome("another id", FINISHED))  # the folder is of a run since changed
+    again = Recorder()
+    execution(tmp_path, again).run()
+    assert [call[0] for call in again.calls] == ["benchmark=b1"]
+
+
+def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path):
+    made = execution(tmp_path, Recorder("a"))
+    made.run()
+    assert made.states == {"a": FAILED, "a1": SKIPPED, "a2": SKIPPED, "b": FINISHED, "b1": FINISHED}
+    assert made.outcome(PLAN[0]).reason == "it is broken; loss.lam: too large"
+    assert made.outcome(PLAN[1]).reason == "a, seed 0 failed"
+
+
+def test_failed_and_skipped_runs_are_tried_again(tmp_path):
+    execution(tmp_path, Recorder("a")).run()
+    again = Recorder()
+    made = execution(tmp_path, again)
+    made.run()
+    assert set(made.states.values()) == {FINISHED}
+    assert [call[0] for call in again.calls] == ["method=a", "benchmark=a1", "benchmark=a2"]
+
+
+def test_what_a_component_raises_is_that_runs_failure(tmp_path):
+    def broken(arguments: Sequence[str]) -> int:
+        raise RuntimeError("boom")
+
+    outcome = perform(Job(PLAN[0], tmp_path / "a"), broken)
+    assert (outcome.state, outcome.reason) == (FAILED, "RuntimeError: boom")
+    assert (tmp_path / "a" / CONSOLE).read_text().startswith("$ python tools/train.py method=a")
+
+
+def test_an_interrupted_run_is_neither_finished_nor_failed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        perform(Job(PLAN[0], tmp_path / "a"), lambda arguments: 130)
+    assert read_outcome(tmp_path / "a", "a") is None
+
+
+def test_no_weights_is_a_failure_that_says_so(tmp_path):
+    outcome = perform(Job(PLAN[1], tmp_path / "a1", weights_from=tmp_path), lambda arguments: 0)
+    assert outcome.state == FAILED
+    assert "holds no checkpoint" in outcome.reason
+
+
+def test_the_newest_checkpoint_is_that_of_the_most_steps(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("step_000000900.pt", "step_000001000.pt", "best.pt", "step_1.pt.tmp"):
+        (tmp_path / "checkpoints" / name).touch()
+    assert newest_checkpoint(tmp_path).name == "step_000001000.pt"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "a"}', '{"id": "a", "state": "finished", "x": 1}'])
+def test_a_damaged_outcome_is_none(tmp_path, content):
+    (tmp_path / "outcome.json").write_text(content)
+    assert not is_finished(tmp_path, "a")
+
+
+class Slow(Launcher):
+    """Jobs take three looks; notes how many were on their way together."""
+
+    capacity = 2
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.running: list[SlowJob] = []
+        self.stopped = 0
+
+    def start(self, job: Job, entry: Callable[[Sequence[str]], int], needs: Handle | None = None) -> Handle:
+        self.running = [other for other in self.running if not other.over]
+        self.running.append(SlowJob(self, job, entry))
+        self.most = max(self.most, len(self.running))
+        return self.running[-1]
+
+
+class SlowJob:
+    def __init__(self, launcher: Slow, job: Job, entry: Callable[[Sequence[str]], int]) -> None:
+        self.launcher, self.job, self.entry, self.looks, self.over = launcher, job, entry, 0, False
+
+    def is_over(self) -> bool:
+        self.looks += 1
+        if self.looks == 3:
+            self.over = True
+            perform(self.job, self.entry)
+        return self.over
+
+    def interrupt(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.launcher.stopped += 1
+
+
+def test_as_many_at_once_as_the_launcher_takes(tmp_path):
+    launcher = Slow()
+    made = execution(tmp_path, Recorder(), launcher)
+    made.run(every=0)
+    assert launcher.most == 2
+    assert set(made.states.values()) == {FINISHED}
+
+
+def test_an_interruption_stops_what_is_running(tmp_path):
+    launcher = Slow()
+
+    def watch(states: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execution(tmp_path, Recorder(), launcher).run(watch)
+    assert launcher.stopped == 2
+
+
+class Gone:
+    """A process that was killed: over, and no outcome in its folder."""
+
+    def is_over(self) -> bool:
+        return True
+
+    def interrupt(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_job_that_dies_without_a_word_has_failed(tmp_path):
+    class Dying(InlineLauncher):
+        def start(self, job: Job, entry: Callable[[Sequence[str]], int], needs: Handle | None = None) -> Handle:
+            return Gone() if job.run.id == "a" else super().start(job, entry)
+
+    made = execution(tmp_path, Recorder(), Dying())
+    made.run(every=0)
+    assert made.states["a"] == FAILED
+    assert "without a word" in made.outcome(PLAN[0]).reason
+    assert made.states["b1"] == FINISHED
+
+
+def test_progress_without_a_terminal_is_a_line_for_each_change(tmp_path, caplog):
+    caplog.set_level("INFO")
+    made = execution(tmp_path, Recorder("b"))
+    with Progress(made) as progress:
+        made.run(progress)
+    lines = [record.message for record in caplog.records]
+    assert lines[0] == "5 runs, 0 of them finished already."
+    assert "finished: a, seed 0: a1" in lines
+    assert "failed: b, seed 0" in lines
+    assert lines[-1] == "3 finished, 1 failed, 1 skipped"
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+def write_and_wait(arguments: Sequence[str]) -> int:
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    folder = Path(settings["run_dir"])
+    with (folder / "beats.txt").open("a") as file:
+        for _ in range(200):
+            file.write("x")
+            file.flush()
+            time.sleep(0.05)
+    return 0
+
+
+def leave_a_checkpoint(arguments: Sequence[str]) -> int:
+    return Recorder()(arguments)
+
+
+def test_local_processes(tmp_path):
+    made = execution(tmp_path, leave_a_checkpoint, LocalLauncher(jobs=2))
+    made.run()
+    assert set(made.states.values()) == {FINISHED}
+    assert json.loads((tmp_path / "a" / "outcome.json").read_text())["id"] == "a"
+
+
+def test_local_processes_end_with_an_interruption(tmp_path):
+    def watch(states: object) -> None:
+        if (tmp_path / "a" / "beats.txt").exists() and (tmp_path / "b" / "beats.txt").exists():
+            raise KeyboardInterrupt
+
+    made = execution(tmp_path, write_and_wait, LocalLauncher(jobs=2))
+    with pytest.raises(KeyboardInterrupt):
+        made.run(watch)
+    before = (tmp_path / "a" / "beats.txt").stat().st_size
+    time.sleep(0.3)
+    assert (tmp_path / "a" / "beats.txt").stat().st_size == before < 200
+    assert read_outcome(tmp_path / "a", "a") is None
