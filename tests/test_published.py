@@ -291,6 +291,15 @@ def test_several_layers_of_a_run_share_a_table() -> None:
     assert [line[5:7] for line in printed] == [["res4", "45.3"], ["res5", "49.8"]]
 
 
+def test_another_rule_of_the_same_run_does_not_share_the_published_numbers() -> None:
+    settings = [{**DETECTRON2, "rule": rule} for rule in ("eleven_point", "interpolated")]
+    text = beside([record("detection_voc", "paper", "voc0712", "AP50", 80.0, setting=setting) for setting in settings])
+    first, second = text.split("\n\n")
+    assert first.index("80.7") < first.index("NOT comparable")
+    assert first.count("80.7") == 1
+    assert second.index("none under protocol paper") < second.index("NOT comparable") < second.index("80.7")
+
+
 def test_nothing_published() -> None:
     text = beside([record("linear", "small", "generated_scenes", "top1", 50.0), record("rankme", "", "x", "rank", 9.0)])
     assert text == "No published numbers for linear on generated_scenes, rankme on x."

@@ -11,6 +11,8 @@ from pirl_plugin.records import Record
 
 _APART = "NOT comparable with the above (other protocols, or setups that their sources do not state):"
 
+_Key = tuple[str, str, str, str]  # benchmark, protocol, dataset, metric
+
 
 def beside(records: Sequence[Record], most: int = 40, most_apart: int = 10) -> str:
     """Measured results with the published ones of the same protocol, and below, set apart, some of the others.
@@ -21,14 +23,16 @@ def beside(records: Sequence[Record], most: int = 40, most_apart: int = 10) -> s
         most_apart: of the others.
 
     Returns:
-        Text of one paragraph for each benchmark, protocol, dataset and metric that anything is published for; a line
-        that says so where nothing is.
+        Text of one paragraph for each benchmark, protocol, dataset, metric and setting (but the layers of a run, which
+        share one) that anything is published for; a line that says so where nothing is.
     """
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    groups: dict[tuple[_Key, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
-            groups.setdefault((record.benchmark, record.protocol, record.dataset, record.metric), []).append(record)
-    found = [text for key, group in groups.items() if (text := _group(key, group, most, most_apart))]
+            key = record.benchmark, record.protocol, record.dataset, record.metric
+            others = {name: value for name, value in record.setting.items() if name != "layer"}
+            groups.setdefault((key, repr(sorted(others.items()))), []).append(record)
+    found = [text for (key, _), group in groups.items() if (text := _group(key, group, most, most_apart))]
     if found:
         return "\n\n".join(found)
     asked = sorted({f"{record.benchmark} on {record.dataset}" for record in records})
@@ -76,11 +80,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _group(key: tuple[str, str, str, str], group: Sequence[Record], most: int, most_apart: int) -> str:
+def _group(key: _Key, group: Sequence[Record], most: int, most_apart: int) -> str:
     """The paragraph of one benchmark, protocol, dataset and metric; empty where nothing is published for it."""
     benchmark, protocol, dataset, metric = key
     same = dict.fromkeys(row for record in group for row in matching(*key, record.setting))
-    other = dict.fromkeys(row for record in group for row in related(*key, record.setting) if row not in same)
+    other = dict.fromkeys(row for record in group for row in related(*key, record.setting))
     if not same and not other:
         return ""
     methods = {_first_word(record.method) for record in group}
@@ -145,7 +149,7 @@ def _first_word(method: str) -> str:
     return re.split(r"[^a-z]+", method.lower(), maxsplit=1)[0]
 
 
-def _command(key: tuple[str, str, str, str]) -> str:
+def _command(key: _Key) -> str:
     benchmark, _, dataset, metric = key
     return f"benchmark={benchmark} dataset={dataset} metric={metric}"
 
