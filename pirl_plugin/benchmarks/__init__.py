@@ -8,6 +8,7 @@ from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear
 from pirl_plugin.benchmarks.rankme import RankMe
 from pirl_plugin.benchmarks.runner import run_benchmark
+from pirl_plugin.benchmarks.semi_supervised import SemiSupervised
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.benchmarks.voc07_low_shot_svm import VOC07LowShotSVM
 from pirl_plugin.benchmarks.voc07_svm import VOC07SVM
@@ -24,6 +25,7 @@ __all__ = [
     "Linear",
     "RankMe",
     "Result",
+    "SemiSupervised",
     "VOC07LowShotSVM",
     "extract",
     "run_benchmark",
