@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 
 from pirl_plugin.benchmarks.svm import (
     COSTS,
+    SOLVERS,
     Problem,
     SVMSettings,
     choose_costs,
@@ -23,6 +24,7 @@ from pirl_plugin.benchmarks.svm import (
 )
 
 HERE = SVMSettings(num_jobs=1)
+real = SOLVERS["liblinear"]
 
 
 def quiet(items, total, what):
@@ -121,6 +123,18 @@ def test_the_number_of_processes_does_not_matter():
     for one, two in zip(solve(x, problems, HERE), solve(x, problems, SVMSettings(num_jobs=2)), strict=True):
         np.testing.assert_array_equal(one.weights, two.weights)
         np.testing.assert_array_equal(one.biases, two.biases)
+
+
+def test_equal_problems_are_solved_once(monkeypatch):
+    x, asked = points(), []
+    monkeypatch.setitem(SOLVERS, "liblinear", lambda *given: asked.append(given[1]) or real(*given))
+    a, b = problem(x, 10, (1.0,)), problem(x, 20, (1.0,))
+    other_costs = Problem(a.rows, a.targets, (2.0,))
+    given = [a, b, Problem(a.rows.copy(), a.targets.copy(), (1.0,)), other_costs, b]
+    found = list(solve(x, given, HERE))
+    assert [id(one) for one in asked] == [id(one) for one in (given[2], given[4], other_costs)]
+    for one, expected in zip(found, given, strict=True):
+        np.testing.assert_array_equal(one.weights, real(x, expected, HERE).weights)
 
 
 def test_the_seed_decides_the_solvers_order():

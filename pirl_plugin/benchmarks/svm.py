@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,11 @@ class Problem:
     rows: Ints
     targets: npt.NDArray[np.int8]
     costs: tuple[float, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal problems."""
+        return self.rows.tobytes(), self.targets.tobytes(), self.costs
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,9 @@ class SVMSettings:
 def solve(x: Floats, problems: Sequence[Problem], settings: SVMSettings) -> Iterator[Solution]:
     """Solutions in the order of the problems; the same whatever the number of processes.
 
-    Processes, not threads: liblinear lets go of Python's lock, but all its fits in a process draw from one random
-    generator, so that threads would change each other's results.
+    Equal problems (low-shot samples that take all there is) are solved once. Processes, not threads: liblinear lets go
+    of Python's lock, but all its fits in a process draw from one random generator, so that threads would change each
+    other's results.
 
     Args:
         x: ``(N, D)``, rows that the problems name; shared with the processes through a memory-mapped file.
@@ -104,11 +111,23 @@ def solve(x: Floats, problems: Sequence[Problem], settings: SVMSettings) -> Iter
         settings: how.
     """
     fit = SOLVERS[settings.solver]
-    jobs = settings.num_jobs or _default_jobs(x, problems)
-    if jobs == 1:
-        return (fit(x, problem, settings) for problem in problems)
-    calls = (delayed(fit)(x, problem, settings) for problem in problems)
-    return Parallel(n_jobs=jobs, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")(calls)
+    different = {problem.key: problem for problem in problems}
+    jobs = settings.num_jobs or _default_jobs(x, list(different.values()))
+    solutions: Iterator[Solution] = (fit(x, problem, settings) for problem in different.values())
+    if jobs > 1:
+        calls = (delayed(fit)(x, problem, settings) for problem in different.values())
+        solutions = Parallel(n_jobs=jobs, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")(calls)
+    return _repeated([problem.key for problem in problems], solutions)
+
+
+def _repeated(keys: Sequence[Hashable], solutions: Iterator[Solution]) -> Iterator[Solution]:
+    """A solution for each key, from one for each different key in the order of their first use."""
+    uses, kept = Counter(keys), dict[Hashable, Solution]()
+    for key in keys:
+        if key not in kept:
+            kept[key] = next(solutions)
+        uses[key] -= 1
+        yield kept[key] if uses[key] else kept.pop(key)
 
 
 def _liblinear(x: Floats, problem: Problem, settings: SVMSettings) -> Solution:
