@@ -15,9 +15,10 @@ import pytest
 from classy_vision.dataset import build_dataset
 from PIL import Image
 
+from pirl_plugin.benchmarks import run_benchmark
 from pirl_plugin.data import benchmark_datasets, scanning
 from pirl_plugin.data.benchmark_datasets import INATURALIST2018, PLACES205, evenly_spaced
-from pirl_plugin.data.dataset_layouts import WrongLayoutError
+from pirl_plugin.data.dataset_layouts import Official, WrongLayoutError
 from pirl_plugin.data.dataset_names import PackedNames
 from pirl_plugin.data.imagenet_dataset import IMAGENET
 from pirl_plugin.data.voc import VOC_CLASSES
@@ -242,6 +243,22 @@ class TestImageNet:
         assert "found 3 images of 3 classes, officially it has 1,281,167 of 1,000" in caplog.text
         assert dataset.record_name == "imagenet-partial"
         assert IMAGENET.record_name("val", 50_000, 1_000) == "imagenet"
+
+    def test_records_name_the_dataset_and_not_its_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {
+            "benchmark": {"name": "knn", "k": [1]},
+            "weights": "random",
+            "trunk": {"name": "resnet_trunk", "depth": 18, "width": 0.125},
+            "image_size": 32,
+            "dataset": {"name": "imagenet", "root": str(imagenet(tmp_path))},
+            "device": "cpu",
+        }
+        assert {record.dataset for record in run_benchmark(config)} == {"imagenet-partial"}
+        monkeypatch.setattr(Official, "is_whole", lambda self, split, images, classes: split == "val")
+        assert run_benchmark(config)[0].dataset == "imagenet-partial"  # the training split is a part
+        monkeypatch.setattr(Official, "is_whole", lambda *arguments: True)
+        assert run_benchmark(config)[0].dataset == "imagenet"
+        assert run_benchmark({**config, "dataset_name": "mine"})[0].dataset == "mine"
 
     def test_workers_get_the_names_and_scan_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         dataset = build("imagenet", imagenet(tmp_path))

@@ -156,10 +156,17 @@ def _results(
     )
     benchmark: Benchmark = build("benchmark", config["benchmark"])
     context = _context(config, device, run_dir, weights, benchmark)
+    facts["dataset"] = config["dataset_name"] or _recorded_name(context) or facts["dataset"]
     results = list(benchmark.run(context))
     if not results:
         raise ValueError(f"the benchmark {config['benchmark']['name']!r} gave no result.")
     return results, {"trunk": weights.trunk, "transform": dict(context.view), **weights.note}
+
+
+def _recorded_name(context: BenchmarkContext) -> str | None:
+    """A published dataset's own name for the records, of whichever split is only a part of it; None for others."""
+    names = [getattr(split, "record_name", None) for split in (context.train, context.test)]
+    return next((name for name in names if name and name.endswith("-partial")), names[1])
 
 
 def _context(
