@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes would only fight for the cores
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("PIRL_PLUGIN_CACHE", str(Path(tempfile.gettempdir()) / "pirl_plugin_tests"))  # not the user's own
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from classy_vision.heads import ClassyHead, build_head
 
-from pirl_plugin.models.heads import JigsawHead, LinearHead, MLPHead
+from pirl_plugin.models.heads import ClassifierHead, JigsawClassifierHead, JigsawHead, LinearHead, MLPHead
 from pirl_plugin.registry import build, check
 from pirl_plugin.schema import ConfigError
 
@@ -36,6 +36,45 @@ def test_mlp_layers():
     with_norm = MLPHead(in_dim=6, hidden_dim=7, dim=2, batch_norm=True)
     assert [type(layer).__name__ for layer in with_norm.mlp] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert with_norm.mlp[0].out_features == 7
+
+
+def test_leading_dimensions_stay_and_make_up_the_batch():
+    """(B, V, C): batch statistics are over all crops of all images."""
+    x = torch.randn(4, 3, 6)
+    for head in (LinearHead(6, 2), MLPHead(6, 5, 2), MLPHead(6, 5, 2, batch_norm=True), ClassifierHead(6, 2)):
+        assert head(x).shape == (4, 3, 2)
+        torch.testing.assert_close(head(x).flatten(0, 1), head(x.flatten(0, 1)))
+
+
+def test_jigsaw_head_with_hidden_layers():
+    """VISSL's resnet50_mlphead: a ReLU after both layers of a patch, none after the joint one."""
+    head = JigsawHead(in_dim=4, num_patches=3, patch_dim=2, dim=5, hidden_dim=7)
+    x = torch.randn(6, 3, 4)
+    first, last = head.patch[0], head.patch[2]
+    patches = [last(first(x[:, i]).clamp(min=0)).clamp(min=0) for i in range(3)]
+    torch.testing.assert_close(head(x), head.joint(torch.cat(patches, dim=1)))
+    assert (head(x) < 0).any()
+    assert first.out_features == 7
+    assert sum(p.numel() for p in head.parameters()) == (4 + 1) * 7 + (7 + 1) * 2 + (6 + 1) * 5
+
+
+def test_jigsaw_classifier_written_out():
+    """Linear, batch norm over all patches of the batch, ReLU, concatenation, linear."""
+    head = JigsawClassifierHead(in_dim=4, num_permutations=5, num_patches=3, patch_dim=2)
+    x = torch.randn(6, 3, 4)
+    linear = (x.double() @ head.patch[0].weight.double().T + head.patch[0].bias.double()).flatten(0, 1)
+    normed = (linear - linear.mean(dim=0)) / (linear.var(dim=0, unbiased=False) + 1e-5).sqrt()
+    rows = normed.clamp(min=0).reshape(6, 6)  # patch 0's two numbers, then patch 1's
+    expected = rows @ head.joint.weight.double().T + head.joint.bias.double()
+    torch.testing.assert_close(head(x), expected.float(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'jigsaw_classifier' wants \(B, 3 patches, 4 channels\)"):
+        head(torch.randn(6, 4, 4))
+
+
+def test_jigsaw_classifier_is_the_released_size():
+    """2048 -> 1000 with batch norm, 9000 -> 2000 (VISSL, jigsaw_8gpu_resnet)."""
+    head = JigsawClassifierHead(in_dim=2048)
+    assert sum(p.numel() for p in head.parameters()) == 2049 * 1000 + 2 * 1000 + 9001 * 2000
 
 
 def test_jigsaw_head_written_out():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from classy_vision.heads import ClassyHead
 from classy_vision.models import ClassyModel
 from torchvision.transforms import functional as TF
 
@@ -61,6 +62,59 @@ def test_patches_of_an_image_stay_together():
     for i in range(3):
         features = torch.stack([net.trunk(net.normalize(views["patches"][i, p : p + 1]))[0] for p in range(9)])
         torch.testing.assert_close(whole[i], net.heads["patches"](features[None])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_crops_of_an_image_keep_their_dimension():
+    """(B, V, 3, h, w) to (B, V, dim): in evaluation mode each crop by itself, in training one batch of B * V."""
+    net = model()
+    crops = batch()["patches"][:, :4]
+    found = net({"image": crops})["image"]
+    assert found.shape == (3, 4, 6)
+    torch.testing.assert_close(found.flatten(0, 1), model()({"image": crops.flatten(0, 1)})["image"])
+    net.eval()
+    torch.testing.assert_close(net({"image": crops[:, 2]})["image"], net({"image": crops})["image"][:, 2])
+
+
+def test_what_is_no_pixels_comes_back_as_it_is():
+    views = {
+        "rotation": torch.tensor([1, 0, 3]),
+        "image": batch()["image"],
+        "order": torch.zeros(3, 4, dtype=torch.int64),
+    }
+    found = model()(views)
+    assert list(found) == ["rotation", "image", "order"]
+    assert found["rotation"] is views["rotation"]
+    assert found["order"] is views["order"]
+
+
+def test_views_can_share_a_head():
+    net = build("model", {**CONFIG, "shared_heads": {"crops": "image"}})
+    net.eval()
+    image = batch()["image"]
+    found = net({"image": image, "crops": image.unsqueeze(1)})
+    torch.testing.assert_close(found["crops"][:, 0], found["image"])
+    assert set(net.get_classy_state()["model"]["heads"]) == {"image", "patches"}
+    for shared in ({"crops": "imge"}, {"patches": "image"}):
+        with pytest.raises(ValueError, match="must be a view without a head"):
+            build("model", {**CONFIG, "shared_heads": shared})
+
+
+class TwoEmbeddings(ClassyHead):
+    def __init__(self, in_dim: int, unique_id: str) -> None:
+        super().__init__(unique_id, 2)
+        self.projection, self.prediction = torch.nn.Linear(in_dim, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        projection = self.projection(x)
+        return {"": projection, "prediction": self.prediction(projection)}
+
+
+def test_a_head_can_give_several_embeddings():
+    net = model()
+    net.heads["image"] = TwoEmbeddings(net.trunk.channels["res5"], "image")
+    found = net.eval()({"image": batch()["image"]})
+    assert list(found) == ["image", "image/prediction"]
+    torch.testing.assert_close(net.heads["image"].prediction(found["image"]), found["image/prediction"])
 
 
 def test_batch_statistics_are_per_view():

@@ -10,14 +10,16 @@ from classy_vision.dataset.transforms import build_transform
 from PIL import Image
 from torchvision import transforms as tv
 
-from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box
-from pirl_plugin.data.jigsaw_views import ImageAndJigsawPatches
+from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box, draw_resized_crop_box
+from pirl_plugin.data.jigsaw_views import ImageAndJigsawPatches, JigsawPuzzle
 from pirl_plugin.data.multi_views import ImageViews
+from pirl_plugin.data.rotation_views import ImageAndRotation, RotatedImage
 from pirl_plugin.data.views import EvalView, ImageView
 from pirl_plugin.registry import build
 from pirl_plugin.schema import ConfigError
 
 PLAIN = {"jitter_probability": 0.0, "photometric_probability": 0.0, "grayscale_probability": 0.0}
+ONLY_CROP = {"image_ratio": (1.0, 1.0), **PLAIN}
 WHOLE = {"jigsaw_scale": (1.0, 1.0), "image_ratio": (1.0, 1.0)}
 
 
@@ -193,6 +195,108 @@ def test_the_second_view_can_differ():
     assert [view.float().mean().item() for view in views["image"]] == [255, 0, 255]
 
 
+# -- rotation ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rotated_view_says_how_it_was_turned():
+    """Of a crop that is the whole picture: pixels and answer go together, and all four come as often."""
+    transform, pixels = (
+        RotatedImage(image_size=36, image_scale=(1, 1), flip_probability=0, **ONLY_CROP),
+        coordinates(36),
+    )
+    answers = []
+    for seed in range(200):
+        views = transform(pixels, generator(seed))
+        answers.append(views["rotation"].item())
+        expected = np.rot90(np.asarray(pixels), answers[-1]).transpose(2, 0, 1)
+        np.testing.assert_array_equal(views["image"].numpy(), expected)
+    assert ((np.bincount(answers, minlength=4) - 50) ** 2 / 50).sum() < 16.3  # chi-square, p = 0.001
+
+
+def test_all_rotations_are_of_one_crop():
+    views = RotatedImage(image_size=16, rotations="all")(picture(), generator())
+    assert views["rotation"].tolist() == [0, 1, 2, 3]
+    for turns, view in enumerate(views["image"]):
+        assert torch.equal(view.rot90(-turns, dims=(1, 2)), views["image"][0])
+    assert torch.equal(views["image"][0], ImageView(image_size=16)(picture(), generator())["image"])
+
+
+def test_image_and_rotation_are_independent_crops():
+    """Turned back, the second is what a second draw of the image view gives."""
+    transform = ImageAndRotation(image_size=16)
+    for seed in range(8):
+        views, rng = transform(picture(), generator(seed)), generator(seed)
+        first, second = (transform.image_view(picture(), rng) for _ in range(2))
+        assert torch.equal(views["image"], first)
+        assert torch.equal(views["rotated"].rot90(-views["rotation"].item(), dims=(1, 2)), second)
+        assert not torch.equal(first, second)
+
+
+# -- the puzzle --------------------------------------------------------------------------------------------------------
+
+PUZZLE = {"num_permutations": 20, "jigsaw_size": 36, "patch_size": 10}
+
+
+@pytest.mark.parametrize("colours_of", ["crop", "patch"])
+def test_a_puzzle_says_in_which_order_its_patches_are(colours_of):
+    """With a crop that is the whole picture, a pixel's colour is its place."""
+    settings = {**PUZZLE, "colours_of": colours_of, "resize": 36, "flip_probability": 0.0, **PLAIN}
+    transform, seen = JigsawPuzzle(**settings), set()
+    for seed in range(200):
+        views = transform(coordinates(36), generator(seed))
+        order = [int(patch[0, 0, 0]) // 12 * 3 + int(patch[1, 0, 0]) // 12 for patch in views["patches"]]
+        assert order == transform.permutations[views["permutation"]].tolist()
+        seen.add(views["permutation"].item())
+    assert seen == set(range(20))
+    assert views["patches"].shape == (9, 3, 10, 10)
+
+
+def test_colours_of_the_crop_or_of_each_patch():
+    flat = Image.new("RGB", (40, 40), (200, 100, 50))
+    settings = {**PUZZLE, "resize": 40, "grayscale_probability": 0.0}
+    whole = JigsawPuzzle(**settings)(flat, generator(3))["patches"]
+    assert (whole == whole[0, :, :1, :1]).all()
+    each = JigsawPuzzle(**settings, colours_of="patch")(flat, generator(3))["patches"][:, :, 0, 0]
+    assert len({tuple(colour.tolist()) for colour in each}) >= 8
+
+
+def test_resize_and_random_crop_have_torchvisions_distribution():
+    """Of a 200 x 100 picture resized to 50: a crop of 40 there is one of 80 here, from 0..120 and 0..20."""
+    rng = generator()
+    boxes = np.array([draw_resized_crop_box(200, 100, 50, 40, rng) for _ in range(4000)])
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 80)
+    for values, largest in ((boxes[:, 0], 120), (boxes[:, 1], 20)):
+        assert values.min() >= 0
+        assert values.max() <= largest
+        assert np.abs(np.sort(values) - np.linspace(0, largest, 4000)).max() < 1.95 * largest / np.sqrt(4000)
+    assert abs(np.corrcoef(boxes[:, 0], boxes[:, 1])[0, 1]) < 0.06
+
+
+def test_a_puzzle_from_a_random_resized_crop():
+    """sqrt(0.25) of 100 pixels: the patches cover places that are at most 50 apart."""
+    settings = {**PUZZLE, "jigsaw_scale": (0.25, 0.25), "jigsaw_ratio": (1.0, 1.0), "flip_probability": 0.0, **PLAIN}
+    for seed in range(10):
+        patches = JigsawPuzzle(**settings)(coordinates(100), generator(seed))["patches"].int()
+        extent = patches[:, :2].amax(dim=(0, 2, 3)) - patches[:, :2].amin(dim=(0, 2, 3))
+        assert (extent <= 50).all()
+        assert (extent > 40).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jigsaw_size": 300}, "jigsaw_size must be <= resize = 256, got 300"),
+        ({"patch_size": 86}, "patch_size must be <="),
+        ({"num_permutations": 25, "grid": 2}, "24 orders, 25 were asked for"),
+        ({"grid": 4, "patch_size": 20}, r"num_patches must be in 1\.\.9"),
+        ({"permutation_rule": "max_mean"}, "permutation_rule"),
+    ],
+)
+def test_bad_puzzles_are_refused(settings, message):
+    with pytest.raises((ValueError, ConfigError), match=message):
+        build("transform", {"name": "jigsaw_puzzle", **settings})
+
+
 def test_without_a_generator_torchs_seed_decides():
     transform = ImageView(image_size=32)
     torch.manual_seed(1)
@@ -304,6 +408,8 @@ def test_views_can_be_written_to_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         patches = [ImageAndJigsawPatches(fast=fast, rotate_crop=fast) for fast in (True, False)]
-        for transform in (*patches, EvalView(), ImageViews(view_names=["a", "b"], num_crops=1)):
+        others = [ImageViews(view_names=["a", "b"], num_crops=1), RotatedImage(), RotatedImage(rotations="all")]
+        puzzles = [JigsawPuzzle(num_permutations=3, colours_of=colours) for colours in ("crop", "patch")]
+        for transform in (*patches, EvalView(), *others, ImageAndRotation(), *puzzles):
             for view in transform(picture(), generator()).values():
                 view.add_(1)

@@ -45,6 +45,24 @@ def draw_crop_box(
     return left, top, left + w, top + h
 
 
+def draw_resized_crop_box(width: int, height: int, resize: int, crop: int, rng: np.random.Generator) -> Box:
+    """The box, in the image as it is, that ``Resize(resize)`` (the shorter side) and ``RandomCrop(crop)`` would show.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        resize: length of the shorter side after the resize, pixels.
+        crop: side of the square crop after it, pixels; at most ``resize``.
+        rng: source of randomness.
+
+    Returns:
+        left, top, right, bottom in pixels of the image, not whole numbers; uniform over all places.
+    """
+    side = crop * min(width, height) / resize
+    left, top = (float(draw) * (length - side) for draw, length in zip(rng.random(2), (width, height), strict=True))
+    return left, top, left + side, top + side
+
+
 def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
     """Cuts a box and resizes it to a square in one antialiased bilinear step; a small box is enlarged.
 

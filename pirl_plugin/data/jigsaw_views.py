@@ -1,4 +1,4 @@
-"""Jigsaw patches: shuffled and each with colours of its own, beside an image view (PIRL)."""
+"""Jigsaw patches: shuffled, beside an image view (PIRL), or by themselves as a puzzle whose order is to be told."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from classy_vision.dataset.transforms import register_transform
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data.crops import crop_resize, draw_crop_box
+from pirl_plugin.data.crops import crop_resize, draw_crop_box, draw_resized_crop_box
+from pirl_plugin.data.permutation_sets import permutation_set
 from pirl_plugin.data.photometric import PhotometricSettings, draw_programs
 from pirl_plugin.data.photometric_fused import apply_programs
-from pirl_plugin.data.views import AreaRange, ImageView, Views, generator_or_torch, ordered
+from pirl_plugin.data.views import (
+    AreaRange,
+    ImageView,
+    PhotometricTransform,
+    PositiveRange,
+    Views,
+    generator_or_torch,
+    ordered,
+)
 from pirl_plugin.functional.jigsaw import cut_patches, draw_offsets, draw_permutation, largest_offset, patch_boxes
-from pirl_plugin.schema import PositiveInt, checked
+from pirl_plugin.schema import NonNegativeInt, PositiveInt, checked
 
 
 @register_transform("image_and_jigsaw_patches")
@@ -89,3 +98,74 @@ class ImageAndJigsawPatches(ImageView):
             pixels = np.rot90(pixels, int(rng.integers(4)))
         patches = cut_patches(pixels[:, ::-1] if flipped else pixels, boxes)
         return torch.from_numpy(apply_programs(patches, programs, self.fast))
+
+
+@register_transform("jigsaw_puzzle")
+@checked
+class JigsawPuzzle(PhotometricTransform):
+    """Patches in one of a set of orders, and which: ``{"patches": (grid**2, 3, s, s), "permutation": ()}`` (Jigsaw).
+
+    The orders are a set that ``greedy_permutations`` builds and a cache in the user's folder keeps. The defaults are
+    the released implementation's (VISSL).
+
+    Args:
+        num_permutations: orders to choose from.
+        permutation_rule: how the set is built: largest mean or largest smallest Hamming distance.
+        permutation_seed: of the set's first order.
+        resize: length of the image's shorter side, pixels, before the crop; does nothing where ``jigsaw_scale`` is set.
+        jigsaw_size: side of the crop that the patches are cut from, pixels.
+        jigsaw_scale: null: a crop of ``jigsaw_size`` from the resized image. A range: a random crop of that area, as a
+            fraction of the image's.
+        jigsaw_ratio: range of that random crop's width / height.
+        patch_size: side s of a patch, pixels; at most ``jigsaw_size // grid``.
+        grid: patches per side, at most 3.
+        colours_of: what is flipped and recoloured as one: the whole ``crop`` before it is cut, or each ``patch``.
+        **photometric: see ``PhotometricTransform``.
+
+    Raises:
+        ValueError: patches that do not fit into their cells, a crop larger than the resized image, more permutations
+            than there are.
+    """
+
+    def __init__(
+        self,
+        num_permutations: PositiveInt = 2000,
+        permutation_rule: Literal["max_avg", "max_min"] = "max_avg",
+        permutation_seed: NonNegativeInt = 0,
+        resize: PositiveInt = 256,
+        jigsaw_size: PositiveInt = 255,
+        jigsaw_scale: AreaRange | None = None,
+        jigsaw_ratio: PositiveRange = (3 / 4, 4 / 3),
+        patch_size: PositiveInt = 64,
+        grid: PositiveInt = 3,
+        colours_of: Literal["crop", "patch"] = "crop",
+        **photometric: Any,
+    ) -> None:
+        super().__init__(**photometric)
+        largest_offset(jigsaw_size, grid, patch_size)  # raises where a patch does not fit
+        if jigsaw_scale is None and jigsaw_size > resize:
+            raise ValueError(f"jigsaw_size must be <= resize = {resize}, got {jigsaw_size}.")
+        self.jigsaw_size, self.patch_size, self.grid, self.resize = jigsaw_size, patch_size, grid, resize
+        self.jigsaw_scale = None if jigsaw_scale is None else ordered("jigsaw_scale", jigsaw_scale)
+        self.jigsaw_ratio = ordered("jigsaw_ratio", jigsaw_ratio)
+        self.colours_of = colours_of
+        self.permutations = permutation_set(grid**2, num_permutations, permutation_rule, permutation_seed)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
+        """See the class; without a generator, torch's global random state decides."""
+        rng = generator_or_torch(rng)
+        if self.jigsaw_scale is None:
+            box = draw_resized_crop_box(*image.size, self.resize, self.jigsaw_size, rng)
+        else:
+            box = draw_crop_box(*image.size, self.jigsaw_scale, self.jigsaw_ratio, rng)
+        offsets = draw_offsets(self.jigsaw_size, self.grid, self.patch_size, rng)
+        chosen = int(rng.integers(len(self.permutations)))
+        boxes = patch_boxes(self.jigsaw_size, self.grid, self.patch_size, offsets)[self.permutations[chosen]]
+        pixels = crop_resize(image, box, self.jigsaw_size)
+        if self.colours_of == "patch":
+            programs = draw_programs(self.photometric, len(boxes), rng)
+            patches = apply_programs(cut_patches(pixels, boxes), programs, self.fast)
+        else:
+            crop = apply_programs(pixels[None], draw_programs(self.photometric, 1, rng), self.fast)[0]
+            patches = np.ascontiguousarray(cut_patches(crop.transpose(1, 2, 0), boxes).transpose(0, 3, 1, 2))
+        return {"patches": torch.from_numpy(patches), "permutation": torch.tensor(chosen)}

@@ -1,6 +1,6 @@
 """Trunks, heads and the model that joins them; importing this registers all of them."""
 
-from pirl_plugin.models.heads import JigsawHead, LinearHead, MLPHead
+from pirl_plugin.models.heads import ClassifierHead, JigsawClassifierHead, JigsawHead, LinearHead, MLPHead
 from pirl_plugin.models.momentum import MomentumSSLModel
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.ssl_model import SSLModel
@@ -8,6 +8,8 @@ from pirl_plugin.models.trunks import LAYERS, ResNetTrunk, bfloat16_hazards
 
 __all__ = [
     "LAYERS",
+    "ClassifierHead",
+    "JigsawClassifierHead",
     "JigsawHead",
     "LinearHead",
     "MLPHead",

@@ -115,12 +115,78 @@ class JigsawHead(Configurable, ClassyHead):
         Raises:
             ValueError: another number of patches, or a view that has none.
         """
-        if x.ndim != 3 or x.shape[1:] != (self.num_patches, self.in_dim):
-            raise ValueError(
-                f"the jigsaw head {self.unique_id!r} wants (B, {self.num_patches} patches, {self.in_dim} channels), "
-                f"got {tuple(x.shape)}: set num_patches to what the transform cuts."
-            )
+        check_patches(self.unique_id, x, self.num_patches, self.in_dim)
         return self.joint(self.patch(x).flatten(1))
+
+
+@register_head("classifier")
+@checked
+class ClassifierHead(Configurable, ClassyHead):
+    """Scores of the dataset's classes: one linear layer.
+
+    Args:
+        in_dim: channels of the trunk; the model provides it.
+        num_classes: the task takes it from the dataset.
+        unique_id: name under which classy-vision knows the head; the model gives the view's.
+    """
+
+    def __init__(
+        self,
+        in_dim: Annotated[PositiveInt, PROVIDED],
+        num_classes: Annotated[PositiveInt, PROVIDED],
+        unique_id: Annotated[str, PROVIDED] = "classifier",
+    ) -> None:
+        super().__init__(unique_id, num_classes)
+        self.linear = nn.Linear(in_dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_dim)`` to ``(..., num_classes)``."""
+        return self.linear(x)
+
+
+@register_head("jigsaw_classifier")
+@checked
+class JigsawClassifierHead(Configurable, ClassyHead):
+    """Scores of a puzzle's permutations: linear, batch norm, ReLU on each patch, concatenation, linear (Jigsaw).
+
+    Args:
+        in_dim: channels of the trunk; the model provides it.
+        num_permutations: as many as the transform chooses from.
+        num_patches: 9 for the 3 x 3 grid.
+        patch_dim: size of each patch's projection (VISSL: 1,000).
+        unique_id: name under which classy-vision knows the head; the model gives the view's.
+    """
+
+    def __init__(
+        self,
+        in_dim: Annotated[PositiveInt, PROVIDED],
+        num_permutations: PositiveInt = 2000,
+        num_patches: PositiveInt = 9,
+        patch_dim: PositiveInt = 1000,
+        unique_id: Annotated[str, PROVIDED] = "jigsaw_classifier",
+    ) -> None:
+        super().__init__(unique_id, num_permutations)
+        self.in_dim, self.num_patches = in_dim, num_patches
+        self.patch = nn.Sequential(nn.Linear(in_dim, patch_dim), nn.BatchNorm1d(patch_dim), nn.ReLU(inplace=True))
+        self.joint = nn.Linear(num_patches * patch_dim, num_permutations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, num_patches, in_dim)`` to ``(B, num_permutations)``; the patches of a batch share their statistics.
+
+        Raises:
+            ValueError: another number of patches, or a view that has none.
+        """
+        check_patches(self.unique_id, x, self.num_patches, self.in_dim)
+        return self.joint(self.patch(x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1))
+
+
+def check_patches(head: str, x: Tensor, num_patches: int, in_dim: int) -> None:
+    """Raises where features are not ``(B, num_patches, in_dim)``."""
+    if x.ndim != 3 or x.shape[1:] != (num_patches, in_dim):
+        raise ValueError(
+            f"the jigsaw head {head!r} wants (B, {num_patches} patches, {in_dim} channels), "
+            f"got {tuple(x.shape)}: set num_patches to what the transform cuts."
+        )
 
 
 def _mlp(*dims: int) -> nn.Sequential:

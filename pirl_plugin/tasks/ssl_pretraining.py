@@ -57,6 +57,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         clip_grad_norm: largest norm of the gradient; null does not clip.
         log_every: optimiser steps between logged values; only there the host waits for the device.
         method: name of the method, for the records.
+        evaluation_size: pixels of the images that benchmarks show to the trunk; null: the transform's ``image_size``.
         about: the method's paper, year and what it needs, for the list of methods; nothing depends on it.
         run_dir: folder of the run; null writes nothing.
         plugins: modules to import first, for the components they register.
@@ -87,6 +88,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         clip_grad_norm: PositiveFloat | None = None,
         log_every: PositiveInt = 50,
         method: str = "pirl",
+        evaluation_size: PositiveInt | None = None,
         about: Mapping[str, str | int] | None = None,
         run_dir: str | None = None,
         plugins: list[str] | None = None,
