@@ -119,9 +119,11 @@ def test_pirl_table_2(method: str, imagenet: float, voc07: float, places205: flo
     [("NPID", 39.2, 77.4), ("Jigsaw (Goyal19)", 45.3, 79.3), ("NPID++", 52.6, 81.5), ("PIRL", 57.2, 83.8)],
 )
 def test_pirl_table_3(method: str, one: float, ten: float) -> None:
-    for fraction, printed in ((0.01, one), ("1%", one), (0.1, ten), (10, ten)):
-        found = matching("semi_supervised", "paper", "imagenet", "top5", {"fraction": fraction})
-        assert value(found, method, "Table 3") == printed
+    for fraction, listed_in, printed in ((0.01, "1percent.txt", one), (0.1, "my10percent.txt", ten)):
+        for setting in ({"fraction": fraction, "sampling": "random"}, {"sampling": "list", "list": listed_in}):
+            found = matching("semi_supervised", "paper", "imagenet", "top5", setting)
+            assert value(found, method, "Table 3") == printed
+    assert matching("semi_supervised", "paper", "imagenet", "top5", {"sampling": "list", "list": "mine.txt"}) == []
 
 
 def test_pirl_table_7_by_layers() -> None:
@@ -130,6 +132,8 @@ def test_pirl_table_7_by_layers() -> None:
         found = matching("linear", "paper", "imagenet", "top1", {"layer": layer})
         assert value(found, "PIRL", "Table 7", layer=layer) == printed
         assert {row.setting["layer"] for row in found} == {layer, "best"}
+    found = matching("linear", "paper", "imagenet", "top1", {"layer": "best_on_test"})
+    assert {row.setting["layer"] for row in found} == {"best"}
 
 
 # -- what may stand beside what ----------------------------------------------------------------------------------------

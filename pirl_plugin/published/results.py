@@ -35,7 +35,6 @@ _SAME_QUESTION = (
     "layer",
 )  # settings that a number under another protocol must share to be worth showing
 _METRICS = ("top1", "top5", "mAP", "mAP 11-pt", "AP", "AP50", "AP75")
-_LABELS = ("labels", "fraction", "percent", "subset")
 
 
 @dataclass(frozen=True)
@@ -158,14 +157,13 @@ def _agrees(row: Mapping[str, Any], asked: Mapping[str, Any] | None, keys: tuple
 
 
 def _normal(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's setting with the part of the labels as ``1%``, whatever it is called and written as."""
-    normal = dict(setting)
-    for key in _LABELS:
-        if key in setting:
-            number = float(str(setting[key]).rstrip("% "))
-            percent = number if number >= 1 or "%" in str(setting[key]) else 100 * number
-            normal["labels"] = f"{percent:g}%"
-    return normal
+    """A record's setting with the part of the labels as ``1%``, given as a fraction or by a list's name."""
+    if "fraction" in setting:
+        return {**setting, "labels": f"{100 * float(setting['fraction']):g}%"}
+    if "list" in setting:  # SimCLR's lists are 1percent.txt and 10percent.txt; what others hold is not known
+        named = re.search(r"(?<!\d)(1|10) ?percent", str(setting["list"]))
+        return {**setting, "labels": f"{named[1]}%" if named else "not known"}
+    return dict(setting)
 
 
 @functools.cache
