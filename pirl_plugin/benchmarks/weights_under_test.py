@@ -11,6 +11,7 @@ from torch import nn
 
 from pirl_plugin.registry import build
 from pirl_plugin.weights import files
+from pirl_plugin.weights.convert import grouped
 
 RANDOM = "random"
 
@@ -46,20 +47,18 @@ def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not weights, no trunk in them, or a trunk that neither they nor the caller describe.
+        ValueError: not weights, no trunk in them, or a trunk that neither they, their shapes nor the caller tell.
     """
     if weights == RANDOM:
         return Weights(dict(trunk or {}), None, {}, {}, None, {})
     checkpoint = files.read_weights(weights)
     found = files.find_trunk(checkpoint)
     described = trunk or files.trunk_config(checkpoint)
-    if described is None:
-        raise ValueError(
-            f"{weights!r} ({found.format}) does not say which trunk it is for: set trunk, e.g. trunk=resnet50."
-        )
     note: dict[str, Any] = {"weights_format": found.format}
+    if found.note:
+        note["weights_choice"] = found.note
     if found.dropped:
-        note["weights_left_out"] = found.dropped
+        note["weights_left_out"] = grouped(found.dropped)
     images_seen = (checkpoint.get("classy_state_dict") or {}).get("num_updates")
     if images_seen is not None:
         note["images_seen"] = int(images_seen)  # of the pretraining, for curves

@@ -88,8 +88,7 @@ def _read_pickle(path: Path) -> Any:
             entries = archive.infolist()
         if any(entry.filename.endswith("/constants.pkl") for entry in entries):
             raise ValueError(f"it is a TorchScript program. {_ADVICE[:-1]}")
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
             # torch.save stores entries as they are; unpacking others could fill any memory
             raise ValueError("its entries are compressed or overlap, unlike what torch.save writes")
     with safe_globals(STAND_INS), warnings.catch_warnings():
