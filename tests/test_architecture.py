@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = "pirl_plugin"
 FLOORS = (
-    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "published"},
+    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "text", "published"},
     {"losses", "memory", "data", "models", "optim", "hooks"},
     {"tasks", "benchmarks", "sweep", "report", "config", "listing"},
     {"commands"},

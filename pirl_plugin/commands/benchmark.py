@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pirl_plugin import config as configs
-from pirl_plugin import distributed
+from pirl_plugin import distributed, published
 from pirl_plugin.benchmarks.runner import dataset_name, problems_of, run_benchmark
 from pirl_plugin.benchmarks.weights_under_test import RANDOM
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
 from pirl_plugin.schema import Problem
+from pirl_plugin.text import aligned
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ examples:
   torchrun --nproc_per_node=8 tools/benchmark.py benchmark=linear_imagenet weights=resnet50.pth \\
                             dataset=imagenet dataset.root=DIR
 
+--published sets numbers from papers beside the measured ones: under the same protocol, and apart from them.
 groups: benchmark, dataset, trunk. Names and parameters: python tools/list.py benchmark
 An image_folder holds train/ and test/ (others: train_split=, test_split=), each with one folder a class.
 Writes result.json (the headline), results.jsonl (every number), config.yaml and environment.json to run_dir.
@@ -46,13 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
     parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
+    parser.add_argument("--published", action="store_true", help="print published numbers beside the measured ones")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: benchmark(arguments.overrides, arguments.print_config), arguments.debug)
+    return exit_code(
+        lambda: benchmark(arguments.overrides, arguments.print_config, beside_published=arguments.published),
+        arguments.debug,
+    )
 
 
-def benchmark(overrides: Sequence[str], print_config: bool = False, quiet: bool = False) -> list[Record]:
-    """Composes, checks, runs, and prints the table of results unless ``quiet``."""
+def benchmark(
+    overrides: Sequence[str], print_config: bool = False, quiet: bool = False, beside_published: bool = False
+) -> list[Record]:
+    """Composes, checks, runs, and prints the table of results unless ``quiet``, published ones beside it if asked."""
     config = configs.load("benchmark", overrides, _problems)
     if print_config:
         print(configs.to_yaml(config), end="")
@@ -67,6 +75,8 @@ def benchmark(overrides: Sequence[str], print_config: bool = False, quiet: bool 
     log.info("%s: %s %.2f %s in %.0f s", what, best.metric, best.value, best.unit, time.perf_counter() - start)
     if primary and not quiet:
         print(table(found))
+        if beside_published:
+            print(f"\n{published.beside(found)}")
         log.info("Results: %s", run_dir)
     return found
 
@@ -112,11 +122,3 @@ def table(found: Sequence[Record]) -> str:
         for record in found
     ]
     return aligned([("method", "benchmark", "dataset", "setting", "metric", "value"), *rows])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text, each column as wide as its widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

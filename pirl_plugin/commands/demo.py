@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pirl_plugin.commands.benchmark import aligned, benchmark
+from pirl_plugin.commands.benchmark import benchmark
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.commands.train import train
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
+from pirl_plugin.text import aligned
 
 _METHODS = ("pirl_32", "npid_32")
 _BENCHMARKS = ("linear", "knn")

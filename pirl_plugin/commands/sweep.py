@@ -13,7 +13,6 @@ from pirl_plugin import registry
 from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
 from pirl_plugin.commands import benchmark, train
-from pirl_plugin.commands.benchmark import aligned
 from pirl_plugin.commands.running import FAILED, OK, exit_code, log_to
 from pirl_plugin.schema import Problem, check_arguments
 from pirl_plugin.sweep.plan import BENCHMARK, TRAIN, Run, plan
@@ -21,6 +20,7 @@ from pirl_plugin.sweep.progress import Progress
 from pirl_plugin.sweep.run import Execution
 from pirl_plugin.sweep.settings import Sweep
 from pirl_plugin.sweep.state import FINISHED
+from pirl_plugin.text import aligned
 
 log = logging.getLogger(__name__)
 

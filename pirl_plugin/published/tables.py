@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pirl_plugin.published.attribution import CONFLICTS
 from pirl_plugin.published.results import Published, matching, related, rows
 from pirl_plugin.records import Record
+from pirl_plugin.text import aligned
 
 _APART = "NOT comparable with the above (other protocols, or setups that their sources do not state):"
 
@@ -68,16 +69,8 @@ def listed(
             title = f"protocol {name}" if name else "under none of our protocols, as far as their sources say"
             head = ("method", "trunk", "pretrained on", "epochs", "benchmark", "setting", "metric", "%", "source")
             lines = [_described(row) for row in of_it]
-            parts.append(f"{title}\n{aligned([head, *lines])}")
+            parts.append(f"{title}\n{aligned([head, *lines], indent=2)}")
     return "\n\n".join([*parts, *_conflicts(chosen)]) or "No published numbers for this choice."
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text, each column as wide as its widest cell, indented by two."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def _group(key: _Key, group: Sequence[Record], most: int, most_apart: int) -> str:
@@ -92,7 +85,7 @@ def _group(key: _Key, group: Sequence[Record], most: int, most_apart: int) -> st
     apart, left_apart = _choose(other, methods, most_apart)
     head = ("", "method", "trunk", "pretrained on", "epochs", "setting", f"{metric} %", "source")
     lines = [head, *map(_measured, group), *map(_published, shown), *([_none_line(protocol)] if not same else [])]
-    table = aligned([*lines, *map(_published, apart)]).splitlines()
+    table = aligned([*lines, *map(_published, apart)], indent=2).splitlines()
     parts = [f"{benchmark} on {dataset}, protocol {protocol}", *table[: len(lines)]]
     parts += [f"  ... and {left} more"] if left else []
     parts += [_APART, *table[len(lines) :]] if apart else []
