@@ -17,7 +17,7 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin.benchmarks.runner import problems_of
-from pirl_plugin.commands import benchmark, demo, show_curves, show_views, train
+from pirl_plugin.commands import benchmark, convert, demo, show_curves, show_views, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.config import groups, load
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not th
 MAINS = {
     "tools/train.py": train.main,
     "tools/benchmark.py": benchmark.main,
+    "tools/convert.py": convert.main,
     "tools/list.py": list_command.main,
     "tools/show_views.py": show_views.main,
     "tools/show_curves.py": show_curves.main,
@@ -121,7 +122,7 @@ def in_tiny(command: str, reader: Path, last_run: str = "run") -> tuple[str, lis
         key, equals, value = argument.rpartition("=")
         if value in PLACEHOLDERS:
             value = str(reader / PLACEHOLDERS[value])
-        elif key == "weights" and value != "random" and not (reader / value).is_file():
+        elif argument == "CHECKPOINT" or (key == "weights" and value != "random" and not (reader / value).is_file()):
             value = str(checkpoint)
         filled.append(f"{key}{equals}{value}")
     if tool not in TINY or "--help" in filled:
