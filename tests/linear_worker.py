@@ -20,6 +20,7 @@ from PIL import Image
 import pirl_plugin  # noqa: F401  (registers all components)
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
+from pirl_plugin.benchmarks.linear import Linear
 from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, Protocol
 from pirl_plugin.benchmarks.linear_streamed import Plan, StreamedProbes
 from pirl_plugin.benchmarks.linear_targets import Outcome, Targets
@@ -146,11 +147,21 @@ def run(name: str) -> dict[str, Any]:
     }
 
 
+CACHED = ("small", "goyal19_cached")
+
+
+def run_cached(protocol: str) -> dict[str, Any]:
+    """A protocol on features that every process has all of."""
+    (found,) = Linear(layers=["res2"], protocol=protocol).run(context(Squares(40), Squares(21, seed=1)))
+    return {"top1": found.value, "extra": found.extra}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     assert distributed.world_size() == world_size
-    torch.save({name: run(name) for name in SCENARIOS}, folder / f"rank_{rank}.pt")
+    found = {name: run(name) for name in SCENARIOS} | {name: run_cached(name) for name in CACHED}
+    torch.save(found, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from linear_worker import SCENARIOS, SIZE, Kept, Squares, context, plan, run, small_batches
+from linear_worker import CACHED, SCENARIOS, SIZE, Kept, Squares, context, plan, run, run_cached, small_batches
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -259,7 +259,7 @@ def stopping(at: str) -> Any:
 
 @pytest.mark.parametrize("at", ["choice, epoch 3", "held-out", "training, epoch 1", "training, epoch 2", "test"])
 def test_an_interrupted_run_goes_on_exactly(at, tmp_path, caplog):
-    train, test = Squares(60), Squares(20, seed=1)
+    train, test = Squares(60, unreadable=1), Squares(20, seed=1)
     the_plan = plan(small_batches("vissl"), GRID[:2])
     whole = kept(context(train, test), the_plan)
     one = context(train, test, run_dir=tmp_path)
@@ -270,6 +270,7 @@ def test_an_interrupted_run_goes_on_exactly(at, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "pirl_plugin"):
         again = kept(one, the_plan)
     assert "Going on with" in caplog.text
+    assert whole.outcomes["res5"].extra["unreadable_train"] == 1
     assert train.seen - before < 2 * 3 * 60
     for name, value in whole.weights().items():
         assert torch.equal(value, again.weights()[name])
@@ -453,13 +454,21 @@ def test_memory_is_said_where_it_is_much_and_refused_where_it_is_too_much(caplog
         say_memory(shapes, 10**8, points, PROTOCOLS["paper"], torch.device("cpu"))
 
 
-def test_progress_names_stage_epoch_and_accuracy(caplog):
+def test_progress_names_stage_epoch_and_accuracy(caplog, monkeypatch):
     one = context(Squares(40, noise=20), Squares(8))
     with caplog.at_level(logging.INFO, "pirl_plugin"):
         kept(one, plan(small_batches("paper"), num_epochs=2))
     lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
     assert lines[1].startswith("Training, epoch 2 of 2: conv1 loss ")
     assert "top-1" in lines[1]
+    assert len(lines) == 2
+    monkeypatch.setattr("pirl_plugin.benchmarks.linear_streamed._LONG_EPOCH", 20)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pirl_plugin"):
+        kept(one, plan(small_batches("paper", 2), num_epochs=1))
+    lines = [record.getMessage().partition(": ")[0] for record in caplog.records]
+    tenths = [f"Training, epoch 1 of 1, step {step} of 20" for step in range(2, 20, 2)]
+    assert lines == [*tenths, "Training, epoch 1 of 1"]
 
 
 # -- the view of Goyal et al. ------------------------------------------------------------------------------------------
@@ -544,6 +553,14 @@ def test_two_processes_are_one(two, name):
     for layer, metrics in one["metrics"].items():
         assert first["metrics"][layer] == second["metrics"][layer] == pytest.approx(metrics, abs=1e-6)
     assert first["seen"] < 0.6 * one["seen"], "each does its part"
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_two_processes_are_one_with_cached_features(two, name):
+    one, (first, second) = run_cached(name), (ranks[name] for ranks in two)
+    assert one["top1"] > 30
+    assert first["top1"] == second["top1"] == one["top1"]
+    assert first["extra"] == second["extra"] == one["extra"]
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):

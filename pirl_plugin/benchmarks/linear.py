@@ -69,6 +69,9 @@ class Linear(Benchmark):
     number that differs from its protocol's is added to the name, ``paper*(num_epochs=2)``, and so are smaller images,
     another view, binary cross entropy and the number of epochs for a data set that none is published for.
 
+    The streamed protocols leave their state in ``linear_state.pt`` of the run folder after each epoch, and the same
+    command goes on from there. Under ``torchrun`` every process takes its part of each batch, with the same result.
+
     The headline is the deepest layer's first metric. Published tables give the best layer, chosen on the test images:
     the additional result with the layer ``best_on_test``.
 

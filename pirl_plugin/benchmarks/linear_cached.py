@@ -89,6 +89,7 @@ def fit_by_sgd(
             [point],
             seed=len(LAYERS) * context.seed + LAYERS.index(layer),
             device=context.device,
+            shared_batches=False,
         )
         for layer in layers
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class SavedState:
         return cls(path, json.dumps(facts, sort_keys=True, default=str))
 
     def read(self) -> dict[str, Any] | None:
-        """``stage``, ``epoch``, ``probes`` and ``notes`` as ``write`` left them; None where nothing is to go on with.
+        """``stage``, ``epoch``, ``probes``, ``notes`` and ``unreadable`` as ``write`` left them; None without any.
 
         All processes get the same, or none gets any.
         """
@@ -57,11 +57,20 @@ class SavedState:
         where = distributed.gather_objects((found["stage"], found["epoch"]) if found is not None else None)
         return found if all(other == where[0] for other in where) else None
 
-    def write(self, stage: str, epoch: int, probes: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def write(
+        self, stage: str, epoch: int, probes: Mapping[str, Any], notes: Mapping[str, Any], unreadable: Iterable[int]
+    ) -> None:
         """Replaces the file, whole or not at all; done by the first process."""
         if self.path is None or not distributed.is_primary():
             return
-        content = {"facts": self.facts, "stage": stage, "epoch": epoch, "probes": dict(probes), "notes": dict(notes)}
+        content = {
+            "facts": self.facts,
+            "stage": stage,
+            "epoch": epoch,
+            "probes": dict(probes),
+            "notes": dict(notes),
+            "unreadable": sorted(unreadable),
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(content, self.path)
 

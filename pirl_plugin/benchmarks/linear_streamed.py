@@ -27,6 +27,8 @@ from pirl_plugin.models.trunks import LAYERS
 
 log = logging.getLogger(__name__)
 
+_LONG_EPOCH = 500  # steps, from which on each tenth of an epoch is logged
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +91,7 @@ class StreamedProbes:
             chosen = {layer: GridPoint(**note["point"]) for layer, note in notes.items() if "point" in note}
             grids = self._grids(chosen or None)
             start = _load(grids, saved) if saved is not None else 0
+            self.unreadable.update(saved["unreadable"] if saved is not None else ())
         self._train(self.context.train, self.targets.train, grids, start, "training", notes)
         measured, unreadable = self._measure(self.context.test, self.targets.test, grids, "test")
         for layer, (metrics,) in measured.items():
@@ -96,7 +99,7 @@ class StreamedProbes:
                 raise diverged(layer, grids[layer].points)
         self.state.remove()
         more = {
-            "num_train": len(self.targets.train),
+            "num_train": len(self.targets.train) - len(self.unreadable),
             "num_test": len(self.targets.test) - unreadable,
             "num_classes": self.targets.num_classes,
             "unreadable_train": len(self.unreadable),
@@ -142,6 +145,7 @@ class StreamedProbes:
                 log.info("%s: %s chosen on %d held-out images.", layer, chosen[layer], len(chooses))
                 say_where_at_the_end(layer, chosen[layer], plan.points)
         if plan.refit:
+            grids.clear()  # its memory is wanted for the next ones
             return self._grids(chosen), notes, 0
         return (
             {layer: grid.only(grid.points.index(chosen[layer])) for layer, grid in grids.items()},
@@ -162,24 +166,26 @@ class StreamedProbes:
         plan, size = self.plan, self.plan.protocol.batch_size // distributed.world_size()
         if start >= plan.num_epochs:
             return
-        view = self._view()
-        batches = LabelledBatches(self.context, dataset, targets, view, size, self.context.seed)
+        batches = LabelledBatches(self.context, dataset, targets, self._view(), size, self.context.seed)
+        steps = batches.steps_per_epoch
         for epoch in range(start, plan.num_epochs):
             running = {layer: Running(len(grid.points), self.context.device) for layer, grid in grids.items()}
             factor = plan.protocol.lr_factor(epoch, plan.num_epochs)
             what = f"{stage}, epoch {epoch + 1} of {plan.num_epochs}"
-            for images, batch in self.context.progress(batches.epoch(epoch), batches.steps_per_epoch, what):
+            for step, (images, batch) in enumerate(self.context.progress(batches.epoch(epoch), steps, what), 1):
                 features = self._features(images)
                 for layer, grid in grids.items():
                     losses, scores = grid.train_step(features[layer], batch, factor)
                     running[layer].add(losses, scores, batch)
-            said = {layer: running[layer].summary(grids[layer], layer) for layer in grids}
-            if distributed.is_primary():
-                log.info("%s: %s", what.capitalize(), "; ".join(said.values()))
-            self.state.write(stage, epoch + 1, {layer: grid.state_dict() for layer, grid in grids.items()}, notes)
-        missed = distributed.gather_objects(batches.unreadable)
-        if stage == "training":
-            self.unreadable = set().union(*missed)
+                if step == steps or (steps >= _LONG_EPOCH and step % (steps // 10) == 0):
+                    said = "; ".join(running[layer].summary(grids[layer], layer) for layer in grids)
+                    where = "" if step == steps else f", step {step} of {steps}"
+                    if distributed.is_primary():
+                        log.info("%s%s: %s", what.capitalize(), where, said)
+            if stage == "training":  # the parts of a choice have ids of their own
+                self.unreadable.update(*distributed.gather_objects(batches.unreadable))
+            probes = {layer: grid.state_dict() for layer, grid in grids.items()}
+            self.state.write(stage, epoch + 1, probes, notes, self.unreadable)
 
     def _measure(
         self, dataset: Any, targets: Tensor, grids: Mapping[str, ProbeGrid], what: str

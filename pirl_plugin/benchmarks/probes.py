@@ -42,6 +42,7 @@ class ProbeGrid:
         points: one classifier each.
         seed: of the initial weights.
         device: of all tensors.
+        shared_batches: the ranks' batches are parts of one; false where every rank has the same whole ones.
 
     Attributes:
         parameters: ``weight (G, C, D)``, ``bias (G, C)`` and, of an affine norm, ``scale`` and ``shift (G, channels)``.
@@ -58,8 +59,10 @@ class ProbeGrid:
         points: Sequence[GridPoint],
         seed: int = 0,
         device: torch.device | str = "cpu",
+        shared_batches: bool = True,
     ) -> None:
         self.channels, self.protocol, self.points = channels, protocol, list(points)
+        self.shared_batches = shared_batches
         generator = torch.Generator().manual_seed(seed)
         count, bound = len(self.points), dims**-0.5
         if protocol.init == "normal":
@@ -107,7 +110,8 @@ class ProbeGrid:
             scores = self._scores(normalized)
             losses = mean_loss(scores, targets)
             losses.sum().backward()
-        average_gradients(self.parameters.values())
+        if self.shared_batches:
+            average_gradients(self.parameters.values())
         self._sgd(lr_factor)
         return losses.detach(), scores.detach()
 
@@ -143,7 +147,8 @@ class ProbeGrid:
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
         """Mean and biased variance of each channel over the global batch, and the numbers that they are of."""
         var, mean = torch.var_mean(x.unflatten(1, (self.channels, -1)), dim=(0, 2), correction=0)
-        of_ranks = distributed.all_gather(torch.stack([mean, var])[None])  # (ranks, 2, channels): equal parts
+        own = torch.stack([mean, var])[None]
+        of_ranks = distributed.all_gather(own) if self.shared_batches else own  # (ranks, 2, channels): equal parts
         means, variances = of_ranks[:, 0], of_ranks[:, 1]
         mean = means.mean(dim=0)
         count = x.numel() // self.channels * len(of_ranks)
