@@ -419,6 +419,26 @@ def test_random_and_supervised_rows(tmp_path):
     ]
 
 
+def test_what_the_processes_share(monkeypatch):
+    """Gradients at each of the 4 steps; running statistics, which are then the mean, and 2 numbers to report, once."""
+    shared: list[torch.Tensor] = []
+
+    def mean_with_a_rank_of_zeros(x: torch.Tensor) -> torch.Tensor:
+        shared.append(x)
+        return x / 2
+
+    training = finetuning(context())
+    size = sum(parameter.numel() for parameter in training.network.parameters())
+    statistics = [b for b in training.network.trunk.buffers() if b.is_floating_point()]
+    monkeypatch.setattr("pirl_plugin.distributed.is_distributed", lambda: True)
+    monkeypatch.setattr("pirl_plugin.distributed.all_reduce_mean", mean_with_a_rank_of_zeros)
+    training._train_epoch()
+    constants = sum(b.numel() for b in training.network.normalize.buffers())
+    sizes = [x.numel() for x in shared]
+    assert sizes == [size] * 4 + [sum(b.numel() for b in statistics) + constants, 2]
+    torch.testing.assert_close(torch.cat([b.reshape(-1) for b in statistics]), shared[4][constants:] / 2)
+
+
 def test_two_processes_are_two_halves_with_averaged_gradients(tmp_path):
     """The command under torchrun against ``plain_steps`` with a copy for each half of the batch."""
     settings = [f"benchmark.{key}={value}" for key, value in SMALL.items() if key != "name"]
