@@ -409,7 +409,7 @@ def test_weights_without_a_description_tell_their_trunk_or_ask_for_it(tmp_path):
     assert found[0].extra["weights_format"] == "torchvision state dict"
     assert found[0].extra["trunk"] == {"name": "resnet_trunk", "depth": 18, "width": 1.0, "stem": "imagenet"}
     write_atomically(ResNetTrunk(18, stem="medium").state_dict(), tmp_path / "open.pt")
-    with pytest.raises(ValueError, match="do not say the stride.*trunk=resnet18_small"):
+    with pytest.raises(ValueError, match="do not say the stride.*trunk=resnet18 trunk.stem=small"):
         run_benchmark(config(weights=str(tmp_path / "open.pt"), trunk=None))
 
 

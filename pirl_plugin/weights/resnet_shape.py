@@ -150,9 +150,10 @@ def infer_trunk(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if shape.kernel == 7:
         return {**trunk, "stem": "imagenet"}
     if shape.kernel == 3:
+        width = f" trunk.width={trunk['width']:g}" if trunk["width"] != 1 else ""
         raise ValueError(
             f"the weights ({shape.name}) do not say the stride of their first convolution, which is 1 for the stem "
-            f"'small' and 2 for 'medium': set trunk, e.g. trunk=resnet{shape.depth}_small."
+            f"'small' and 2 for 'medium': set trunk=resnet{shape.depth}{width} trunk.stem=small (or medium)."
         )
     raise ValueError(f"the weights fit no resnet_trunk: its stems are 7x7 and 3x3, this is {shape.name}.")
 
