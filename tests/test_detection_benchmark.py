@@ -60,7 +60,7 @@ def ran_with(monkeypatch: pytest.MonkeyPatch, engine_function: Any, **arguments:
     module = types.ModuleType(name)
     module.train_and_detect = engine_function  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
-    return list(DetectionVOC(**arguments).run(context(scenes(8), scenes(8, split="test"))))
+    return list(DetectionVOC(**{"engine": "detectron2", **arguments}).run(context(scenes(8), scenes(8, split="test"))))
 
 
 def test_from_a_configuration_to_records(tmp_path: Path) -> None:

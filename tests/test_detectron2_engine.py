@@ -44,6 +44,7 @@ from pirl_plugin.benchmarks.detection.evaluation import IOU_THRESHOLDS, voc_aver
 from pirl_plugin.benchmarks.detection.presets import DetectionProtocol, published
 from pirl_plugin.benchmarks.detection.schedule import with_overrides
 from pirl_plugin.benchmarks.detection.voc import Examples
+from pirl_plugin.benchmarks.runner import run_benchmark
 from pirl_plugin.data.voc import VOC_CLASSES
 from pirl_plugin.models.trunks import ResNetTrunk
 from pirl_plugin.registry import build
@@ -627,6 +628,26 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_built(
         write_annotation(devkit / "Annotations" / f"{name}.xml", [])
     with pytest.raises(ValueError, match="none of the 4 training images has an object"):
         engine.train_and_detect(trunk, RESNET18, examples_of(devkit), *ok[3:])
+
+
+def test_the_benchmark_runs_it_and_names_it_in_the_record(tmp_path: Path) -> None:
+    """From a configuration to a record; ``auto`` is this engine for a trunk that it can be, and torchvision's else."""
+    changes = {"iterations": 2, "batch_size": 2, "min_size": 64, "rois_per_image": 8, "proposals": 10}
+    config = {
+        "benchmark": {"name": "detection_voc", **changes},
+        "weights": "random",
+        "image_size": 64,
+        "dataset": {"name": "generated_scenes", "num_images": 4},
+        "device": "cpu",
+    }
+    headline = run_benchmark({**config, "trunk": RESNET18, "run_dir": str(tmp_path)})[0]
+    assert headline.setting == {"engine": "detectron2", "train_set": "voc07", "rule": "eleven_point"}
+    assert headline.protocol == "paper*"
+    assert headline.extra["detectron2"] == detectron2.__version__
+    assert headline.extra["preflight"]["channel order"] == "RGB"
+    assert json.loads((tmp_path / "result.json").read_text())["extra"]["processes"] == 1
+    narrow = run_benchmark({**config, "trunk": {**RESNET18, "width": 0.25}})[0]
+    assert narrow.setting["engine"] == "torchvision"
 
 
 # -- the number of record ----------------------------------------------------------------------------------------------

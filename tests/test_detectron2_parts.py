@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import pickle
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from pirl_plugin.benchmarks.context import BenchmarkContext, progress_bar
 from pirl_plugin.benchmarks.detection import detectron2_preflight as preflight
+from pirl_plugin.benchmarks.detection.benchmark import DetectionVOC
 from pirl_plugin.benchmarks.detection.detectron2_config import norm_name, norm_note, options, trunk_shape
 from pirl_plugin.benchmarks.detection.detectron2_job import (
     FOLDER,
@@ -27,6 +30,7 @@ from pirl_plugin.benchmarks.detection.detectron2_job import (
     last_line,
     log_in_process,
 )
+from pirl_plugin.benchmarks.detection.engine import resolve
 from pirl_plugin.benchmarks.detection.presets import published
 from pirl_plugin.benchmarks.detection.voc import Examples
 from pirl_plugin.registry import build
@@ -129,6 +133,29 @@ def test_the_norm_that_a_device_allows(protocol: str, device: str, processes: in
     settings = published(protocol, "voc07")
     assert norm_name(settings, device, processes) == name
     assert (norm_note(name) is None) == (name in ("FrozenBN", "SyncBN"))
+
+
+def test_auto_is_torchvision_for_a_trunk_that_detectron2_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    narrow, wide = ({"name": "resnet_trunk", "depth": depth, "width": 0.25} for depth in (18, 50))
+    with caplog.at_level(logging.INFO):
+        assert [resolve("auto", trunk) for trunk in (narrow, wide, {})] == ["torchvision", "detectron2", "detectron2"]
+    assert "engine=auto: torchvision, because detectron2's ResNet-18 has width 1 only" in caplog.text
+    assert resolve("detectron2", narrow) == "detectron2"  # which then refuses it
+
+
+def test_several_gpus_are_detectron2s(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    module = types.ModuleType("detectron2_engine")
+    module.train_and_detect = lambda *arguments, num_gpus=1: asked.append((len(arguments), num_gpus))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pirl_plugin.benchmarks.detection.detectron2_engine", module)
+    for num_gpus in (1, 8):
+        DetectionVOC(engine="detectron2", num_gpus=num_gpus)._engine("detectron2")(*range(6))  # type: ignore[arg-type]
+    assert asked == [(6, 1), (6, 8)]
+    with pytest.raises(ValueError, match="num_gpus=8 needs engine=detectron2"):
+        DetectionVOC(engine="torchvision", num_gpus=8)._engine("torchvision")
 
 
 # -- processes and folders ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class DetectionVOC(Benchmark):
 
     Args:
         engine: detectron2 (what published numbers were made with; not on the package index), torchvision (same layout,
-            schedule and AP), or auto: detectron2 where it is installed. Records name the engine.
+            schedule and AP), or auto: detectron2 where it is installed and can be the trunk. Records name the engine.
         protocol: see above.
         train_set: whose numbers to take; null: by the dataset.
         batch_size: images of a step over all processes; the learning rate is multiplied by batch_size / 16 and the
@@ -57,6 +58,7 @@ class DetectionVOC(Benchmark):
         anchor_sizes: sides of the square anchors at that size, pixels.
         rois_per_image: proposals of an image that the second stage learns from (512).
         proposals: of an image at test (1,000); those in training and before NMS in proportion.
+        num_gpus: processes that detectron2's launcher starts, one a GPU; torchvision's engine has one.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class DetectionVOC(Benchmark):
         anchor_sizes: Annotated[Sequence[PositiveFloat], Len(1)] | None = None,
         rois_per_image: PositiveInt | None = None,
         proposals: PositiveInt | None = None,
+        num_gpus: PositiveInt = 1,
     ) -> None:
-        self.engine, self.protocol, self.train_set = engine, protocol, train_set
+        self.engine, self.protocol, self.train_set, self.num_gpus = engine, protocol, train_set, num_gpus
         self.overrides: dict[str, Any] = {
             "batch_size": batch_size,
             "iterations": iterations,
@@ -93,14 +96,13 @@ class DetectionVOC(Benchmark):
         Raises:
             ValueError: a dataset without boxes, classes that differ between the splits, an engine that is not there.
         """
-        engine = resolve(self.engine)
+        engine = resolve(self.engine, context.trunk_config)
         same_classes((context.train, context.test))
         train, test = Examples(context.train), Examples(context.test)
         settings = self.settings("voc07+12" if isinstance(context.train, VOC0712) else "voc07")
         _announce(engine, settings, train, test)
-        module = importlib.import_module(f"pirl_plugin.benchmarks.detection.{engine}_engine")
-        train_and_detect = cast(TrainAndDetect, module.train_and_detect)
-        found, notes = train_and_detect(context.trunk, context.trunk_config, train, test, settings, context)
+        run = self._engine(engine)
+        found, notes = run(context.trunk, context.trunk_config, train, test, settings, context)
         extra = {
             "engine": engine,
             "changed": deviations(settings),
@@ -109,6 +111,15 @@ class DetectionVOC(Benchmark):
             "numbers": asdict(settings),
         }
         yield from results(engine, settings, test, found, extra)
+
+    def _engine(self, engine: EngineName) -> TrainAndDetect:
+        if engine == "torchvision" and self.num_gpus > 1:
+            raise ValueError(f"num_gpus={self.num_gpus} needs engine=detectron2: torchvision's trains in one process.")
+        function = importlib.import_module(f"pirl_plugin.benchmarks.detection.{engine}_engine").train_and_detect
+        return cast(
+            TrainAndDetect,
+            functools.partial(function, num_gpus=self.num_gpus) if self.num_gpus > 1 else function,
+        )
 
 
 def results(

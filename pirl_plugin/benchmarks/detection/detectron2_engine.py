@@ -142,7 +142,9 @@ def run(job: Job) -> tuple[Found, dict[str, Any]]:
     """
     seed_all_rng(job.seed + comm.get_rank())
     norm = norm_name(job.settings, job.device, job.processes)
-    with registered(job) as names:
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # what detectron2 asks torch, both warn of
+    with registered(job) as names, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid")
         cfg = configuration(job, norm, names)
         detector = build_model(cfg)
         training = Training(cfg, detector, job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -12,8 +13,11 @@ import numpy.typing as npt
 from torch import nn
 
 from pirl_plugin.benchmarks.context import BenchmarkContext
+from pirl_plugin.benchmarks.detection.detectron2_config import trunk_shape
 from pirl_plugin.benchmarks.detection.presets import DetectionProtocol
 from pirl_plugin.benchmarks.detection.voc import Examples
+
+log = logging.getLogger(__name__)
 
 EngineName = Literal["detectron2", "torchvision"]
 
@@ -65,13 +69,23 @@ class TrainAndDetect(Protocol):
         ...
 
 
-def resolve(name: str) -> EngineName:
-    """The engine that ``auto`` stands for: detectron2 where it is installed, torchvision elsewhere.
+def resolve(name: str, trunk_config: Mapping[str, Any] | None = None) -> EngineName:
+    """The engine that ``auto`` stands for: detectron2 where it is installed and can be the trunk, else torchvision.
+
+    Args:
+        name: ``auto``, or an engine.
+        trunk_config: of the trunk; nothing: any.
 
     Raises:
         ValueError: detectron2 was asked for and is not installed.
     """
     installed = importlib.util.find_spec("detectron2") is not None
+    if name == "auto" and installed and trunk_config:
+        try:
+            trunk_shape(trunk_config)
+        except ValueError as reason:
+            log.info("engine=auto: torchvision, because %s", reason)
+            return "torchvision"
     if name == "detectron2" and not installed:
         raise ValueError(
             "engine=detectron2 was asked for, but detectron2 is not installed; it is on no package index: follow "
