@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import pickle
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -45,6 +44,7 @@ from pirl_plugin.benchmarks.detection.presets import DetectionProtocol, publishe
 from pirl_plugin.benchmarks.detection.schedule import with_overrides
 from pirl_plugin.benchmarks.detection.voc import Examples
 from pirl_plugin.benchmarks.runner import run_benchmark
+from pirl_plugin.commands.convert import main as convert
 from pirl_plugin.data.voc import VOC_CLASSES
 from pirl_plugin.models.trunks import ResNetTrunk
 from pirl_plugin.registry import build
@@ -127,11 +127,11 @@ def torchvision_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Modul
     return network, path
 
 
-@pytest.mark.parametrize("way", ["names", "file"])
+@pytest.mark.parametrize("way", ["names", ".pth", ".pkl"])
 def test_a_torchvision_resnet50_has_the_same_res4_features_in_detectron2(
     way: str, torchvision_file: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
-    """Converted entry by entry; and as a file that detectron2's own checkpointer reads."""
+    """Converted entry by entry; and by the command, into a file that detectron2's own checkpointer reads."""
     theirs, path = torchvision_file
     found = find_trunk(read_weights(path))
     cfg = get_cfg()
@@ -145,11 +145,9 @@ def test_a_torchvision_resnet50_has_the_same_res4_features_in_detectron2(
         assert all(name.endswith("num_batches_tracked") for name in report.unexpected_keys)
         assert {name.split(".")[0] for name in report.missing_keys} == {"proposal_generator", "roi_heads"}
     else:
-        plain = {name: value.numpy() for name, value in to_detectron2(found.state).items()}
-        (tmp_path / "r50.pkl").write_bytes(
-            pickle.dumps({"model": plain, "__author__": "test", "matching_heuristics": True})
-        )
-        DetectionCheckpointer(detector).load(str(tmp_path / "r50.pkl"))
+        converted = tmp_path / f"r50{way}"
+        assert convert([str(path), "--to", "detectron2", "--out", str(converted)]) == 0
+        DetectionCheckpointer(detector).load(str(converted))
     pixels = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
