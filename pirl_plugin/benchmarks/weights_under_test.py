@@ -59,7 +59,7 @@ def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
         note["weights_choice"] = found.note
     if found.dropped:
         note["weights_left_out"] = grouped(found.dropped)
-    images_seen = (checkpoint.get("classy_state_dict") or {}).get("num_updates")
+    images_seen = _at(checkpoint, "classy_state_dict", "num_updates")
     if images_seen is not None:
         note["images_seen"] = int(images_seen)  # of the pretraining, for curves
     return Weights(
@@ -80,8 +80,7 @@ def frozen_networks(weights: Weights, seed: int) -> tuple[nn.Module, nn.Module |
     if weights.state is None:
         return _frozen(trunk), None
     files.load_trunk(trunk, weights.state)
-    state = (weights.checkpoint.get("classy_state_dict") or {}).get("base_model")
-    heads = ((state or {}).get("model") or {}).get("heads") or {}
+    heads = _at(weights.checkpoint, "classy_state_dict", "base_model", "model", "heads") or {}
     # a file that says nothing of its heads has the image head of PIRL and NPID
     known = weights.pretraining.get("heads") or {"image": {"name": "linear"}}
     described = {view: config for view, config in known.items() if view in heads}
@@ -95,3 +94,10 @@ def frozen_networks(weights: Weights, seed: int) -> tuple[nn.Module, nn.Module |
 
 def _frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False).eval()
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """A leaf of nested mappings; None where anything on the way is missing or of another kind."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
