@@ -7,21 +7,56 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from classy_vision.generic.distributed_util import set_cpu_device
 from classy_vision.hooks import build_hook
-from classy_vision.losses import build_loss
+from classy_vision.losses import ClassyLoss, build_loss
 from classy_vision.trainer.classy_trainer import ClassyTrainer
-from small_task import NUM_IMAGES, Recorder, build, everything, freeze_batch_norm
+from small_task import DIM, NUM_IMAGES, Recorder, build, everything, freeze_batch_norm
 
 from pirl_plugin import distributed
+from pirl_plugin.registry import REGISTRIES, Configurable
+from pirl_plugin.registry import build as build_component
 
 GLOBAL_BATCH = 8
+
+
+class QueueAndPrototypes(Configurable, ClassyLoss):
+    """A contrast with a queue of the momentum copy's embeddings, and parameters of its own."""
+
+    needed_hooks = ("memory_bank_update",)
+    views = ("image", "momentum/image")
+
+    def __init__(self, size: int = 20) -> None:
+        super().__init__()
+        self.memory_bank = build_component("memory_bank", {"name": "fifo_queue", "size": size}, dim=DIM)
+        self.prototypes = torch.nn.Linear(DIM, DIM, bias=False)
+
+    def forward(self, output: Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        query, key = F.normalize(self.prototypes(output["image"])), F.normalize(output["momentum/image"])
+        logits = torch.cat([(query * key).sum(dim=1, keepdim=True), query @ self.memory_bank.rows.T], dim=1) / 0.2
+        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64))
+
+
+REGISTRIES["loss"]["queue_and_prototypes"] = QueueAndPrototypes
+MOMENTUM: dict[str, Any] = {
+    "transform": {"name": "image_view", "image_size": 16},
+    "collator": {"name": "view_collator"},
+    "model": {"name": "momentum_ssl_model", "shuffle_batch_norm": True},
+    "heads": {"image": {"name": "mlp", "hidden_dim": 12, "dim": DIM}},
+    "loss": {"name": "queue_and_prototypes"},
+    "hooks": [
+        {"name": "memory_bank_update", "view": "momentum/image"},
+        {"name": "momentum_update", "momentum": 0.5, "schedule": "cosine"},
+    ],
+}
 SCENARIOS: dict[str, dict[str, Any]] = {
     # all other images are negatives, so that one process and two draw the same
     "nce": {"loss": {"estimator": "nce", "num_negatives": NUM_IMAGES - 1, "normalizer_steps": 2}},
@@ -32,6 +67,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clip_grad_norm": 0.1,
     },
     "idle_image_head": {"loss": {"num_negatives": NUM_IMAGES - 1, "lam": 1.0}},
+    "momentum": MOMENTUM,
+    "momentum_accumulated": {
+        **MOMENTUM,
+        "accumulate_steps": 2,
+        "batch_size": GLOBAL_BATCH // 2,
+        "loss": {"name": "queue_and_prototypes", "size": 16},  # two whole groups of batches
+    },
     "repeated_ids": {
         "loss": {"num_negatives": 2},
         "dataset": {"name": "generated_scenes", "num_images": 3, "size": 32},
@@ -56,7 +98,7 @@ def run(name: str) -> dict[str, Any]:
         "rows": torch.stack(seen.rows),
         "gradients": seen.gradients,
         "end": everything(task),
-        "normalizer": task.base_loss.normalizer,
+        "normalizer": getattr(task.base_loss, "normalizer", 0.0),
         "epoch_mean": sum(task.losses) / len(task.losses),
         "random": torch.rand(4),
     }
@@ -84,12 +126,32 @@ def own_seeds() -> dict[str, Any]:
     return {"before": before, "started": started, "rows": rows, "image": output["image"], "normalizer": loss.normalizer}
 
 
+def shuffled() -> dict[str, Any]:
+    """What a momentum copy's batch norm sees: pixels 0, 10, 20, ... by rank, and who was in whose batch."""
+    torch.manual_seed(0)
+    model = build_component(
+        "model",
+        {"name": "momentum_ssl_model", "shuffle_batch_norm": True, "online_views": []},
+        trunk={"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"},
+        heads={"image": {"name": "linear", "dim": 3}},
+    )
+    torch.manual_seed(distributed.rank())  # each rank would draw an order of its own
+    seen: list[torch.Tensor] = []
+    model.normalize.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][:, 0, 0, 0]))
+    model.momentum_trunk.forward = lambda x: x.mean(dim=(2, 3)).repeat(1, 22)[:, :64]  # type: ignore[method-assign]
+    images = torch.arange(4, dtype=torch.uint8).add(4 * distributed.rank()).mul(10)
+    views = {"image": images.view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()}
+    output = model(views)["momentum/image"]
+    expected = model.eval()(views)["momentum/image"]  # not shuffled in evaluation
+    return {"seen": seen[0], "own": seen[1], "output": output, "expected": expected}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     set_cpu_device()  # as the host's trainers do
     folder = Path(sys.argv[1])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    results = {name: run(name) for name in SCENARIOS} | {"own_seeds": own_seeds()}
+    results = {name: run(name) for name in SCENARIOS} | {"own_seeds": own_seeds(), "shuffled": shuffled()}
     torch.save(results, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()

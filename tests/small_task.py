@@ -17,7 +17,7 @@ NUM_IMAGES, DIM = 24, 16
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """The task as a dictionary; ``changes`` replace top-level keys, but for ``loss``, which is merged."""
+    """The task as a dictionary; ``changes`` replace top-level keys; a ``loss`` without a name is merged."""
     loss = {"name": "pirl_nce", "dim": DIM, "num_negatives": 8, "temperature": 0.2, "estimator": "infonce"}
     base = {
         "name": "ssl_pretraining",
@@ -34,7 +34,8 @@ def config(**changes: Any) -> dict[str, Any]:
         "batch_size": 8,
         "device": "cpu",
     }
-    return {**base, **changes, "loss": {**loss, **changes.get("loss", {})}}
+    chosen = changes.get("loss", {})
+    return {**base, **changes, "loss": chosen if "name" in chosen else {**loss, **chosen}}
 
 
 def build(*hooks: ClassyHook, **changes: Any) -> SSLPretrainingTask:
