@@ -275,20 +275,26 @@ def test_coco_agrees_with_pycocotools(seed: int) -> None:
 
 
 def test_coco_agrees_with_pycocotools_on_ties_crowds_and_many_detections() -> None:
-    """Equal scores, equal overlaps, 150 detections of one image, a class without objects, one without detections."""
+    """Equal scores, 151 detections of one image, a class without objects, one without detections.
+
+    In the last image the first detection overlaps two objects equally; only if it takes the second does the next one,
+    which overlaps the first alone, find an object.
+    """
     rng = np.random.default_rng(1)
     many = [((x, 0, x + 10, 10), 0, round(float(rng.random()), 1)) for x in np.linspace(0, 100, 150)]
     examples = [
-        example(*(((x, 0, x + 10, 10), 0, x % 3 == 0) for x in range(0, 100, 10))),
+        example(*(((x, 0, x + 10, 10), 0, x % 3 == 0) for x in range(0, 100, 10)), ((200, 0, 210, 10), 0)),
         example((UNIT, 0), (UNIT, 0), (FAR, 0)),
         example((UNIT, 0, True), ((2, 2, 6, 6), 0), (FAR, 2)),
         example(),
+        example((UNIT, 0), ((2, 0, 12, 10), 0)),
     ]
     detections = [
-        found(*many),
+        found(*many, ((200, 0, 210, 10), 0, 0.01)),
         found((UNIT, 0, 0.5), (UNIT, 0, 0.5), (UNIT, 0, 0.5), (FAR, 0, 0.5)),
         found(((1, 1, 7, 7), 0, 0.5), ((2, 2, 6, 6), 0, 0.4), (UNIT, 1, 0.9)),
         found((UNIT, 0, 0.95)),
+        found(((1, 0, 11, 10), 0, 0.97), ((0, 0, 7, 10), 0, 0.96)),
     ]
     ours = coco_average_precision(examples, detections, 3)
     assert ours == pytest.approx(pycoco(examples, detections, 3), abs=1e-6)
