@@ -172,10 +172,13 @@ def test_names_headline_and_too_few_positives(pictures):
     assert list(found) == [(layer, k) for layer in ("res4", "res5") for k in (1, 4, 64)]
     assert [place for place, one in found.items() if one.headline] == [("res5", 4)]
     assert found["res4", 4].protocol == "held_out"
-    assert found["res4", 4].extra["fewer_positives"] == {}
+    assert found["res4", 4].extra["fewer_positives"] == found["res4", 4].extra["fewer_negatives"] == {}
     assert found["res4", 64].protocol == "held_out*"
-    assert found["res4", 64].extra["deviations"] == ["fewer than 64 positives in some classes"]
+    assert found["res4", 64].extra["deviations"] == ["fewer positives than asked for", "fewer negatives than asked for"]
     assert min(found["res4", 64].extra["fewer_positives"].values()) == fewest
+    absent = (train.multi_labels == -1).sum(axis=0)
+    assert absent.max() < 2 * 64
+    assert found["res4", 64].extra["fewer_negatives"] == dict(zip(train.class_names, absent.tolist(), strict=True))
     assert found["res4", 64].extra["std"] == 0  # all samples take all there is
     assert found["res4", 4].extra["std"] > 0
 

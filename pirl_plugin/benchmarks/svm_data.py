@@ -44,13 +44,16 @@ class SVMData:
         """Extracts the features of both splits, or reads them where they are kept.
 
         Raises:
-            ValueError: a split without labels, splits with different classes, or what ``extract`` refuses.
+            ValueError: a split without labels, splits with different classes, a test split that shows none of them, or
+                what ``extract`` refuses.
         """
         labels = multi_labels(context.train, "train"), multi_labels(context.test, "test")
         names = [list(getattr(split, "class_names", []) or []) for split in (context.train, context.test)]
         if names[0] != names[1] or labels[0].shape[1] != labels[1].shape[1]:
             different = sorted(set(names[0]) ^ set(names[1]))[:5]
             raise ValueError(f"the train and test splits have different classes, for example {different}.")
+        if not (labels[1] == 1).any():
+            raise ValueError("no test image shows any class, difficult objects left out: nothing can be measured.")
         train = extract(context, context.train, layers, pooling, "train")
         test = extract(context, context.test, layers, pooling, "test")
         notes = {
@@ -105,15 +108,8 @@ def normalized(features: Tensor) -> Floats:
 
 
 def percent(scores: Floats, labels: Labels, rule: Rule) -> Floats:
-    """Average precision of each class in percent, difficult images dropped; NaN for a class that the test lacks.
-
-    Raises:
-        ValueError: the test images show no class at all.
-    """
-    found = 100 * average_precisions(scores, labels, rule)
-    if np.isnan(found).all():
-        raise ValueError("no test image shows any class, difficult objects left out: nothing can be measured.")
-    return found
+    """Average precision of each class in percent, difficult images dropped; NaN for a class that the test lacks."""
+    return 100 * average_precisions(scores, labels, rule)
 
 
 def squashed_view(image_size: int, resize_first: bool) -> dict[str, Any]:

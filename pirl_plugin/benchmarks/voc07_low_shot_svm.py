@@ -33,13 +33,13 @@ class Shots:
         samples: the sample that each problem belongs to.
         labels: its class.
         problems: the problems, with all costs.
-        short: classes with fewer than k positives, and how many they have.
+        short: ``fewer_positives`` and ``fewer_negatives``: classes that have fewer than asked for, and how many.
     """
 
     samples: list[int]
     labels: list[int]
     problems: list[Problem]
-    short: dict[str, int]
+    short: dict[str, dict[str, int]]
 
     def of_sample(self, sample: int) -> list[int]:
         """Indices of a sample's problems."""
@@ -70,7 +70,8 @@ class VOC07LowShotSVM(Benchmark):
     Args:
         layers: layers of the trunk.
         protocol: see above.
-        k: positives of each class; where there are fewer, all are taken and ``extra.fewer_positives`` says so.
+        k: positives of each class; where there are fewer (or fewer negatives), all are taken and
+            ``extra.fewer_positives`` (``fewer_negatives``) says so.
         num_samples: independent samples.
         costs: costs to choose from; null is VISSL's 11.
         pooling: ``grid`` (about 9,000 numbers) or ``avg`` (global).
@@ -117,8 +118,9 @@ class VOC07LowShotSVM(Benchmark):
             for k in self.k:
                 shots = self._draw(data, k, context.seed)
                 values, notes = self._measure(context, data, (train, test), shots, f"{layer}, k = {k}")
-                notes.update(data.notes, dims=data.dims(layer), fewer_positives=shots.short)
-                different = differences + ([f"fewer than {k} positives in some classes"] if shots.short else [])
+                notes.update(data.notes, dims=data.dims(layer), **shots.short)
+                short = [what.replace("_", " ") + " than asked for" for what, classes in shots.short.items() if classes]
+                different = differences + short
                 if different:
                     notes["deviations"] = different
                 log.info("%s, k = %d: mAP %.2f ± %.2f %%", layer, k, values.mean(), values.std())
@@ -132,11 +134,13 @@ class VOC07LowShotSVM(Benchmark):
                 )
 
     def _draw(self, data: SVMData, k: int, seed: int) -> Shots:
-        shots = Shots([], [], [], {})
+        shots = Shots([], [], [], {"fewer_positives": {}, "fewer_negatives": {}})
+        negatives = k * (len(data.class_names) - 1) if self.negatives == "uniform" else 0
         for label, name in enumerate(data.class_names):
-            available = int((data.train[:, label] == 1).sum())
-            if available < k:
-                shots.short[name] = available
+            for what, sign, asked in (("fewer_positives", 1, k), ("fewer_negatives", -1, negatives)):
+                available = int((data.train[:, label] == sign).sum())
+                if available < asked:
+                    shots.short[what][name] = available
             for sample in range(self.num_samples):
                 generator = sample_generator(seed, sample, k, label)
                 rows = draw_low_shot(data.train, label, k, self.negatives, generator)
