@@ -101,6 +101,10 @@ class DetectionVOC(Benchmark):
         train, test = Examples(context.train), Examples(context.test)
         settings = self.settings("voc07+12" if isinstance(context.train, VOC0712) else "voc07")
         _announce(engine, settings, train, test)
+        if context.precision != "float32":
+            log.warning(
+                "Detection trains in float32, as its protocols do: precision=%s has no effect.", context.precision
+            )
         run = self._engine(engine)
         found, notes = run(context.trunk, context.trunk_config, train, test, settings, context)
         extra = {

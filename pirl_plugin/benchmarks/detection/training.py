@@ -164,7 +164,7 @@ class Training:
             "progress": asdict(self.progress),
             "recent": list(self._recent),
             "detector": self.detector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.progress.iteration < self.settings.iterations else None,
         }
         with replacing(Path(self.context.run_dir) / CHECKPOINT) as file:
             torch.save(content, file)
@@ -178,7 +178,8 @@ class Training:
             log.warning("%s is of other weights, data or settings: the training starts anew.", path)
             return
         self.detector.load_state_dict(content["detector"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        if content["optimizer"] is not None:  # a finished training does not need its momenta
+            self.optimizer.load_state_dict(content["optimizer"])
         self.progress = Progress(**content["progress"])
         self._recent = list(content["recent"])
         log.info("Going on from iteration %d of %d.", self.progress.iteration, self.settings.iterations)
