@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = "pirl_plugin"
 FLOORS = (
-    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "text", "published"},
+    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "optional", "text", "published"},
     {"losses", "memory", "data", "models", "optim", "hooks"},
     {"tasks", "benchmarks", "sweep", "report", "config", "listing"},
     {"commands"},

@@ -111,3 +111,30 @@ def test_two_steps_by_hand() -> None:
     assert weights[0] == pytest.approx((0.45, 0.5))
     assert weights[1] == pytest.approx((-0.5675, 0.5 - 0.5 * 1.9))
     assert optimizer.options_view.lr == 0.5
+
+
+def test_some_parameters_keep_the_peak_rate() -> None:
+    """By a part of their names; the rest, whose rate is reported, follows the cosine."""
+    optimizer = ScheduledSGD(lr=0.1, lr_batch_size=256, weight_decay=0.01, constant_lr=["norm", "linear"])
+    net = Net()
+    optimizer.set_param_groups(optimizer.param_groups_of(net, lr=optimizer.lr_scheduler(512, 10)))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(where=0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    middle = (0.2 + 0.0002) / 2
+    assert [rates[id(p)] for p in net.conv.parameters()] == pytest.approx([middle, middle])
+    assert [rates[id(p)] for p in (*net.norm.parameters(), *net.linear.parameters())] == pytest.approx([0.2] * 4)
+    assert [decays[id(p)] for p in net.linear.parameters()] == [0.01, 0.0]
+    assert optimizer.options_view.lr == pytest.approx(middle)
+    with pytest.raises(AttributeError):
+        optimizer.options_view.no_such_option  # noqa: B018
+
+
+def test_a_part_that_no_name_has() -> None:
+    """Frozen parameters do not count, and a part is no piece of a word."""
+    for part in ("frozen", "lin"):
+        optimizer = ScheduledSGD(constant_lr=[part])
+        with pytest.raises(ValueError, match=f"no trained parameter's name has the part '{part}'"):
+            optimizer.param_groups_of(Net(), lr=optimizer.lr_scheduler(1024, 1))

@@ -35,7 +35,17 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def on_start(self, task: ClassyTask) -> None:
-        """Makes the rows identical on all ranks: each has drawn its own random ones."""
+        """Makes the rows identical on all ranks: each has drawn its own random ones.
+
+        Raises:
+            ValueError: the loss says by its ``stored_view`` that another view belongs into its bank.
+        """
+        wanted = getattr(task.base_loss, "stored_view", self.view)
+        if wanted != self.view:
+            raise ValueError(
+                f"hooks: memory_bank_update must store the view {wanted!r} for this loss, not {self.view!r}: "
+                f"add view: {wanted} to it."
+            )
         task.base_loss.memory_bank.synchronize()
 
     def on_step(self, task: ClassyTask) -> None:

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import torch
 from classy_vision.optim import ClassyOptimizer, register_optimizer
+from classy_vision.optim.classy_optimizer import OptionsView
 from classy_vision.optim.param_scheduler import (
     CompositeParamScheduler,
+    ConstantParamScheduler,
     CosineParamScheduler,
     IntervalScaling,
     LinearParamScheduler,
@@ -39,6 +41,8 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
         final_lr_ratio: where the cosine ends, as a fraction of the peak; PIRL: 1.2e-4 of 0.12.
         milestones: epochs at which ``multistep`` multiplies by ``gamma``.
         gamma: factor of ``multistep``.
+        constant_lr: parameters that keep the peak learning rate all the time: those whose dotted name has one of these
+            as a part, such as ``[prediction]`` for SimSiam's prediction head.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
         final_lr_ratio: Fraction = 0.001,
         milestones: list[PositiveInt] | None = None,
         gamma: Fraction = 0.1,
+        constant_lr: list[str] | None = None,
     ) -> None:
         super().__init__()
+        self.options_view = _MainOptions(self)
         if (schedule == "multistep") != bool(milestones):
             raise ValueError(
                 f"milestones go with schedule='multistep' and only there, got {schedule!r} and {milestones}."
@@ -68,6 +74,8 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
         self.decay_norm_and_bias = decay_norm_and_bias
         self.schedule, self.warmup_epochs, self.warmup_lr_ratio = schedule, warmup_epochs, warmup_lr_ratio
         self.final_lr_ratio, self.milestones, self.gamma = final_lr_ratio, milestones or [], gamma
+        self.constant_lr = set(constant_lr or ())
+        self._peak_lr = lr
 
     def prepare(self, param_groups: list[dict[str, Any]]) -> None:
         """Makes the torch optimiser; the host calls it with the first values of all schedules."""
@@ -79,7 +87,7 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
 
     def lr_scheduler(self, global_batch_size: int, num_epochs: int) -> ParamScheduler:
         """The learning rate as a function of the fraction of training done."""
-        peak = self.peak_lr(global_batch_size)
+        self._peak_lr = peak = self.peak_lr(global_batch_size)
         main = self._main_schedule(peak, num_epochs)
         main.update_interval = UpdateInterval.STEP
         if self.warmup_epochs == 0:
@@ -105,9 +113,36 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
         return MultiStepParamScheduler(values, num_updates=num_epochs, milestones=self.milestones)
 
     def param_groups_of(self, *modules: nn.Module, lr: ParamScheduler) -> list[dict[str, Any]]:
-        """Parameters of ``modules`` in at most two groups: with weight decay, and without (vectors, unless asked)."""
-        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 or self.decay_norm_and_bias]
-        spared = [p for p in trained if p.ndim <= 1 and not self.decay_norm_and_bias]
-        groups = [(decayed, self.weight_decay), (spared, 0.0)]
-        return [{"params": params, "lr": lr, "weight_decay": decay} for params, decay in groups if params]
+        """Parameters of ``modules`` in groups: with weight decay, and without (vectors, unless asked).
+
+        Those of ``constant_lr`` make groups of their own, after the others.
+
+        Raises:
+            ValueError: a part of ``constant_lr`` that no parameter's name has.
+        """
+        trained = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+        unknown = self.constant_lr - {part for name, _ in trained for part in name.split(".")}
+        if unknown:
+            raise ValueError(f"constant_lr: no trained parameter's name has the part {sorted(unknown)[0]!r}.")
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, p in trained:
+            key = (not self.constant_lr.isdisjoint(name.split(".")), p.ndim <= 1 and not self.decay_norm_and_bias)
+            groups.setdefault(key, []).append(p)
+        return [
+            {
+                "params": params,
+                "lr": ConstantParamScheduler(self._peak_lr) if constant else lr,
+                "weight_decay": 0.0 if spared else self.weight_decay,
+            }
+            for (constant, spared), params in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+
+class _MainOptions(OptionsView):
+    """Options of the optimiser's first group, whose learning rate follows the schedule: one value for each."""
+
+    def __getattr__(self, name: str) -> Any:
+        first = self.optimizer.param_groups[0]
+        if name not in first:
+            raise AttributeError(name)
+        return first[name]
