@@ -16,6 +16,7 @@ from small_task import DIM, NUM_IMAGES, Recorder, assert_identical, config, ever
 from torch import Tensor, nn
 
 from pirl_plugin import config as configs
+from pirl_plugin.benchmarks.weights_under_test import Weights
 from pirl_plugin.commands.train import main
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.registry import REGISTRIES, Configurable
@@ -183,6 +184,13 @@ def test_pirl_with_lam_0_is_npid_step_by_step() -> None:
     left, right = everything(npid), everything(pirl)
     assert {name.split(".")[2] for name in right.keys() - left.keys()} == {"patches"}
     assert_identical(left, {name: value for name, value in right.items() if name in left})
+
+
+@pytest.mark.parametrize(("method", "size"), [("jigsaw_32", 32), ("jigsaw", 224), ("npid_64", 64)])
+def test_the_size_that_benchmarks_show_images_at(method: str, size: int) -> None:
+    """A puzzle's transform has no image view that could say it."""
+    pretraining = configs.load("train", [f"method={method}"])
+    assert Weights({}, None, pretraining, {}, None, {}).image_size == size
 
 
 # -- no epochs ---------------------------------------------------------------------------------------------------------

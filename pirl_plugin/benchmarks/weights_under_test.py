@@ -39,7 +39,8 @@ class Weights:
     @property
     def image_size(self) -> int:
         """Side of the image view that the weights were trained at, pixels; 224 where it is not known."""
-        return int((self.pretraining.get("transform") or {}).get("image_size") or 224)
+        trained_at = (self.pretraining.get("transform") or {}).get("image_size")
+        return int(self.pretraining.get("evaluation_size") or trained_at or 224)
 
 
 def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
