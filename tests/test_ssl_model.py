@@ -10,7 +10,7 @@ from classy_vision.models import ClassyModel
 from torchvision.transforms import functional as TF
 
 from pirl_plugin.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
-from pirl_plugin.models.ssl_model import SSLModel
+from pirl_plugin.models.ssl_model import SSLModel, main_embedding
 from pirl_plugin.registry import build, check
 
 TRUNK = {"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"}
@@ -115,6 +115,9 @@ def test_a_head_can_give_several_embeddings():
     found = net.eval()({"image": batch()["image"]})
     assert list(found) == ["image", "image/prediction"]
     torch.testing.assert_close(net.heads["image"].prediction(found["image"]), found["image/prediction"])
+    given = net.heads["image"](torch.ones(2, net.trunk.channels["res5"]))
+    assert main_embedding(given) is given[""]
+    assert main_embedding(given["prediction"]) is given["prediction"]
 
 
 def test_batch_statistics_are_per_view():

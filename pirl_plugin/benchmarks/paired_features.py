@@ -17,6 +17,7 @@ from pirl_plugin.benchmarks.features import EMBEDDING
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.loading import KeyedViews, WithUnreadable, make_loader
 from pirl_plugin.models.normalize import Normalize
+from pirl_plugin.models.ssl_model import main_embedding
 from pirl_plugin.registry import build
 
 IMAGE, TRUNK = "image", "trunk"
@@ -75,7 +76,7 @@ def collect(
                 rows[TRUNK, name].append(flat[readable])
             if EMBEDDING in kinds:
                 head = context.model.heads[name or IMAGE]  # type: ignore[union-attr, index]
-                rows[EMBEDDING, name].append(head(pooled)[readable])  # type: ignore[operator]
+                rows[EMBEDDING, name].append(main_embedding(head(pooled))[readable])  # type: ignore[operator]
     return {key: torch.cat(parts) for key, parts in rows.items()}
 
 

@@ -138,6 +138,11 @@ def is_pixels(x: Tensor) -> bool:
     return x.dtype == torch.uint8 or x.is_floating_point()
 
 
+def main_embedding(found: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Of what a head gives, the embedding that benchmarks use: the one under ``""`` where there are several."""
+    return found[""] if isinstance(found, Mapping) else found
+
+
 def encoder_state(trunk: nn.Module, heads: nn.ModuleDict) -> dict[str, Any]:
     """State dicts of a trunk and of each head."""
     return {"trunk": trunk.state_dict(), "heads": {view: head.state_dict() for view, head in heads.items()}}
