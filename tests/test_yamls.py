@@ -17,8 +17,10 @@ from PIL import Image
 
 from pirl_plugin import config as configs
 from pirl_plugin.benchmarks.runner import problems_of
+from pirl_plugin.commands import sweep as sweep_command
 from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import build, check
+from pirl_plugin.sweep import Sweep, plan
 from pirl_plugin.tasks import SSLPretrainingTask, checks
 
 TINY = ["dataset=generated_scenes", "dataset.num_images=64"]
@@ -29,7 +31,8 @@ BENCHMARK = ["weights=random", "trunk=resnet18_narrow", "image_size=32"]
 
 @functools.cache
 def composed(name: str, *overrides: str) -> dict[str, Any]:
-    return configs.load(name, overrides, problems_of if name == "benchmark" else None)
+    checks_of = {"benchmark": problems_of, "sweep": sweep_command.problems_of}
+    return configs.load(name, overrides, checks_of.get(name))
 
 
 def a_few_images(folder: Path, count: int = 3) -> list[Path]:
@@ -151,6 +154,23 @@ def builds_benchmark(option: str, tmp_path: Path) -> None:
     assert callable(build("benchmark", config).run)
 
 
+def builds_sweep(option: str, tmp_path: Path) -> None:
+    """Its plan holds the pretraining of every method, and every benchmark of each."""
+    config = composed("sweep", f"sweep={option}")
+    roots = {name: f"{name}_folder" for name in config.get("roots") or {}}
+    sweep = Sweep(**{**config, "roots": roots, "seeds": [0]})
+    runs = plan(sweep, sweep_command.load)
+    pretrained = [run for run in runs if run.benchmark is None]
+    assert {run.method for run in pretrained} == set(sweep.methods)
+    assert len(runs) == len(pretrained) * (1 + len(sweep.benchmarks))
+
+
+def builds_launcher(option: str, tmp_path: Path) -> None:
+    config = composed("sweep", f"launcher={option}")["launcher"]
+    assert config["name"] == option
+    assert build("launcher", config).capacity >= 1
+
+
 BUILDERS: dict[str, Callable[[str, Path], None]] = {
     "method": builds_method,
     "scale": builds_scale,
@@ -159,8 +179,10 @@ BUILDERS: dict[str, Callable[[str, Path], None]] = {
     "optimizer": builds_optimizer,
     "loss": builds_loss,
     "benchmark": builds_benchmark,
+    "sweep": builds_sweep,
+    "launcher": builds_launcher,
 }
-ROOTS = {"train.yaml": ("train", []), "benchmark.yaml": ("benchmark", BENCHMARK)}
+ROOTS = {"train.yaml": ("train", []), "benchmark.yaml": ("benchmark", BENCHMARK), "sweep.yaml": ("sweep", [])}
 
 
 def header_commands(text: str) -> list[list[str]]:

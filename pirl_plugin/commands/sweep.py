@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
     """Plans, makes and reports; whether every run is finished at the end."""
-    config = configs.load("sweep", overrides, _problems)
+    config = configs.load("sweep", overrides, problems_of)
     settings = Sweep(**config)
     runs = plan(settings, load)
     launcher = registry.build("launcher", settings.launcher)
@@ -86,7 +86,8 @@ def load(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {**config, "benchmark": registry.completed("benchmark", config["benchmark"])}
 
 
-def _problems(config: Mapping[str, Any]) -> list[Problem]:
+def problems_of(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a sweep's own settings; those of its runs are checked with the plan."""
     return check_arguments(Sweep, config, "", registry.check)
 
 
