@@ -1,6 +1,7 @@
 """What happens around a training step: one event, one hook."""
 
 from pirl_plugin.hooks.checkpoint import RunCheckpointHook
+from pirl_plugin.hooks.cluster_assignment import ClusterAssignmentHook
 from pirl_plugin.hooks.health import HealthHook, RankMeHook
 from pirl_plugin.hooks.memory_bank_update import MemoryBankUpdateHook
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
@@ -12,6 +13,7 @@ from pirl_plugin.hooks.unreadable import UnreadableImagesHook
 from pirl_plugin.hooks.wandb import WandbScalarsHook
 
 __all__ = [
+    "ClusterAssignmentHook",
     "HealthHook",
     "MemoryBankUpdateHook",
     "MetricsJsonlHook",
