@@ -196,3 +196,9 @@ def test_the_trunk_is_not_changed_and_the_global_generator_not_used() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
     assert identity(own, examples, TINY, 0) == identity(trunk(), examples, TINY, 0)
+    for place, changed in enumerate((trunk(2), Examples(scenes(5)), replace(TINY, lr=9.0), 1)):
+        arguments: list[Any] = [own, examples, TINY, 0]
+        arguments[place] = changed
+        assert identity(*arguments) != identity(own, examples, TINY, 0)
+    examples[0].boxes[0, 0] += 1  # an annotation was corrected
+    assert identity(own, examples, TINY, 0) != identity(own, Examples(scenes()), TINY, 0)

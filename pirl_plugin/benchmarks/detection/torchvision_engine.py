@@ -77,10 +77,12 @@ def detect(
 
 
 def identity(trunk: nn.Module, train: Examples, settings: DetectionProtocol, seed: int) -> str:
-    """SHA-256 of all that determines a training: the trunk's weights, the images, every setting, the seed."""
+    """SHA-256 of all that determines a training: trunk weights, images, objects, every setting, the seed."""
     digest = hashlib.sha256(json.dumps([asdict(settings), seed, len(train), train.class_names]).encode())
     for dataset in train.datasets:
         digest.update(dataset.fingerprint.encode())
+    for example in train:
+        digest.update(example.boxes.tobytes() + example.labels.tobytes())
     for name, value in sorted(trunk.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
