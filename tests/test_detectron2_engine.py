@@ -475,9 +475,17 @@ def test_frozen_batch_norm_and_frozen_stages_stay_and_the_rest_is_trained(trunk:
 
 def test_tuned_batch_norm_with_the_extra_norm_and_precise_statistics(trunk: ResNetTrunk, tmp_path: Path) -> None:
     settings = replace(small("moco", lr=0.001), precise_bn=3)
+    shown: dict[str, int] = {}
+
+    def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        for item in items:
+            shown[f"{what}, {total}"] = shown.get(f"{what}, {total}", 0) + 1
+            yield item
+
     found, notes = engine.train_and_detect(
-        trunk, RESNET18, scenes(), scenes(2, "test"), settings, a_context(trunk, tmp_path)
+        trunk, RESNET18, scenes(), scenes(2, "test"), settings, a_context(trunk, tmp_path, progress=progress)
     )
+    assert shown == {"detector, 4": 4, "batch norm, 3": 3, "detections, 2": 2}
     check_detections(found, 2)
     assert "instead of synchronised" in notes["norm"]
     assert notes["preflight"]["norms"] == "21 BatchNorm2d"

@@ -402,12 +402,18 @@ class Training:
         count = self.job.settings.precise_bn
         chosen = [hooks.LRScheduler(self.optimizer, self.scheduler)]
         if count:
-            chosen.append(hooks.PreciseBN(0, model, Batches(self.loader, 0, self.job.seed), count))
+            chosen.append(hooks.PreciseBN(0, model, self._for_statistics(count), count))
         chosen.append(self.steps)
         if comm.is_main_process():
             chosen.append(hooks.PeriodicWriter([JSONWriter(str(self.job.folder / "metrics.json"))], period=20))
             chosen.append(Checkpoints(checkpointer))
         return chosen
+
+    def _for_statistics(self, count: int) -> Iterator[Batch]:
+        """Batches for batch norm's statistics; nothing is read before the first is asked for."""
+        log.info("Batch norm statistics over %d batches ...", count)
+        batches = itertools.islice(Batches(self.loader, 0, self.job.seed), count)
+        yield from self.job.progress(batches, count, "batch norm") if comm.is_main_process() else batches
 
 
 class Steps(HookBase):
@@ -476,7 +482,9 @@ def detect(cfg: CfgNode, detector: nn.Module, job: Job) -> Found:
     loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
     own: dict[int, dict[str, Tensor] | None] = {}
     batches = job.progress(loader, len(loader), "detections") if comm.is_main_process() else loader
-    for record, *_ in batches:
+    for done, (record, *_) in enumerate(batches, start=1):
+        if done % max(1, len(loader) // 4) == 0:
+            log.info("detections %d/%d", done, len(loader))
         own[record["image_id"]] = None if record["unreadable"] else _fields(detector([record])[0]["instances"])
     everything = {index: found for part in comm.gather(own) for index, found in part.items()}
     return [everything[index] for index in range(len(job.test))] if comm.is_main_process() else []
