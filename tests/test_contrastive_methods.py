@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from classy_vision.trainer import LocalTrainer
 from lightly_methods import METHODS, Watch, small
 from run_command import run
-from small_task import assert_identical, everything
+from small_task import assert_identical, everything, freeze_batch_norm
 from test_checkpoint_resume import Killer, Stop
 
 from pirl_plugin.commands.train import main
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.losses.moco import MoCoLoss
+from pirl_plugin.models.momentum import MomentumSSLModel
 from pirl_plugin.registry import build
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
@@ -140,6 +141,67 @@ def test_moco_queue_must_be_written_with_the_keys() -> None:
     hooks = [{"name": "memory_bank_update"}, {"name": "momentum_update"}]
     with pytest.raises(ValueError, match="memory_bank_update must store the view 'momentum/key' for this loss, not"):
         trained("moco_v2", hooks=hooks)
+
+
+# -- batch norm in groups, as on several GPUs --------------------------------------------------------------------------
+
+
+def momentum_model(**arguments: Any) -> MomentumSSLModel:
+    torch.manual_seed(5)
+    return build(
+        "model",
+        {"name": "momentum_ssl_model", "shared_heads": {"key": "image"}, **arguments},
+        trunk={"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"},
+        heads={"image": {"name": "mlp", "dim": 3, "hidden_dim": 4, "batch_norm": True}},
+    )
+
+
+MOCO_VIEWS: dict[str, Any] = {"online_views": ["image"], "momentum_views": ["key"]}
+
+
+def two_views() -> dict[str, torch.Tensor]:
+    pixels = torch.randint(256, (2, 12, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return {"image": pixels[0], "key": pixels[1]}
+
+
+def test_groups_are_embedded_as_if_each_were_alone() -> None:
+    views = two_views()
+    found = momentum_model(batch_norm_groups=3, **MOCO_VIEWS)(views)
+    alone = momentum_model(**MOCO_VIEWS)
+    parts = [alone({view: x[start : start + 4] for view, x in views.items()}) for start in (0, 4, 8)]
+    for name in ("image", "momentum/key"):
+        assert torch.equal(found[name], torch.cat([part[name] for part in parts]))
+        assert not torch.allclose(found[name], momentum_model(**MOCO_VIEWS)(views)[name], atol=1e-2)
+    model = momentum_model(batch_norm_groups=3, **MOCO_VIEWS).eval()
+    torch.testing.assert_close(model(views)["image"], momentum_model().eval()(views)["image"])
+
+
+def test_keys_are_shuffled_among_the_groups_and_come_back() -> None:
+    """Each group of keys has one pixel value in all its images; after the shuffle, groups are mixed."""
+    model = momentum_model(batch_norm_groups=3, shuffle_batch_norm=True, **MOCO_VIEWS)
+    seen: list[torch.Tensor] = []
+    model.normalize.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][:, 0, 0, 0]))
+    views = two_views()
+    views["key"] = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 8, 8).contiguous() * 20
+    freeze_batch_norm(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    shuffled = model(views)["momentum/key"]
+    queries, keys = seen[:3], seen[3:]
+    assert torch.equal(torch.cat(queries), views["image"][:, 0, 0, 0])
+    assert not torch.equal(torch.cat(keys), views["key"][:, 0, 0, 0])
+    assert sorted(torch.cat(keys).tolist()) == list(range(0, 240, 20))
+    torch.testing.assert_close(shuffled, model.eval()(views)["momentum/key"])
+    assert len(shuffled.unique(dim=0)) == 12
+
+
+def test_groups_of_different_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_norm_groups must divide the batch of a process, 12, got 5"):
+        momentum_model(batch_norm_groups=5)(two_views())
+
+
+# -- what single methods ask for ---------------------------------------------------------------------------------------
 
 
 def test_the_momentum_copy_follows_by_hand() -> None:

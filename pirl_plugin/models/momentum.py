@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from classy_vision.models import register_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pirl_plugin import distributed
 from pirl_plugin.models.ssl_model import SSLModel, encoder_state, is_pixels, load_encoder
-from pirl_plugin.schema import checked
+from pirl_plugin.schema import PositiveInt, checked
 
 
 @register_model("momentum_ssl_model")
@@ -28,7 +28,10 @@ class MomentumSSLModel(SSLModel):
         online_views: views that the trained network embeds; null: all of them.
         momentum_views: views that the copy embeds; null: all of them.
         shuffle_batch_norm: over several processes, the copy sees the global batch in random order, so that its batch
-            statistics are of other images than the trained network's (MoCo). One process has nothing to shuffle.
+            statistics are of other images than the trained network's (MoCo). One process has something to shuffle where
+            there are ``batch_norm_groups``.
+        batch_norm_groups: parts of the batch that have batch statistics of their own in training, in both networks, as
+            if each were on a GPU of its own (MoCo on CIFAR-10).
         **ssl_model: see ``SSLModel``.
 
     Attributes:
@@ -43,13 +46,14 @@ class MomentumSSLModel(SSLModel):
         online_views: list[str] | None = None,
         momentum_views: list[str] | None = None,
         shuffle_batch_norm: bool = False,
+        batch_norm_groups: PositiveInt = 1,
         **ssl_model: Any,
     ) -> None:
         super().__init__(**ssl_model)
         for view in (*(online_views or ()), *(momentum_views or ())):
             self.head_of(view)  # raises where there is none
         self.online_views, self.momentum_views = online_views, momentum_views
-        self.shuffle_batch_norm = shuffle_batch_norm
+        self.shuffle_batch_norm, self.batch_norm_groups = shuffle_batch_norm, batch_norm_groups
         self.momentum_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
         self.momentum_heads = copy.deepcopy(self.heads).requires_grad_(False)
 
@@ -64,6 +68,13 @@ class MomentumSSLModel(SSLModel):
                 if self._is_among(view, self.momentum_views):
                     output |= {f"momentum/{name}": found for name, found in self._momentum_embeddings(view, x).items()}
         return output
+
+    def embed(self, view: str, x: Tensor, trunk: nn.Module, heads: nn.ModuleDict) -> dict[str, Tensor]:
+        """As ``SSLModel.embed``, in training by parts of the batch."""
+        if not self.training or self.batch_norm_groups == 1:
+            return super().embed(view, x, trunk, heads)
+        parts = [super(MomentumSSLModel, self).embed(view, part, trunk, heads) for part in self._groups(x)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
     def update_momentum(self, momentum: float) -> None:
@@ -89,7 +100,8 @@ class MomentumSSLModel(SSLModel):
 
     def _momentum_embeddings(self, view: str, x: Tensor) -> dict[str, Tensor]:
         trunk, heads = self.momentum_trunk, self.momentum_heads
-        if not (self.shuffle_batch_norm and self.training and distributed.is_distributed()):
+        several = distributed.is_distributed() or self.batch_norm_groups > 1
+        if not (self.shuffle_batch_norm and self.training and several):
             return self.embed(view, x, trunk, heads)
         everyone = distributed.all_gather(x)
         order = distributed.broadcast_(torch.randperm(len(everyone), device=x.device))
@@ -97,6 +109,13 @@ class MomentumSSLModel(SSLModel):
         shuffled = self.embed(view, everyone[order[mine]], trunk, heads)
         back = order.argsort()[mine]
         return {name: distributed.all_gather(found)[back] for name, found in shuffled.items()}
+
+    def _groups(self, x: Tensor) -> Sequence[Tensor]:
+        if len(x) % self.batch_norm_groups:
+            raise ValueError(
+                f"model.batch_norm_groups must divide the batch of a process, {len(x)}, got {self.batch_norm_groups}."
+            )
+        return x.chunk(self.batch_norm_groups)
 
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
         """As ``SSLModel.get_classy_state``, with ``momentum`` beside trunk and heads."""
