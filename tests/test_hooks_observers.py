@@ -21,6 +21,7 @@ from pirl_plugin.hooks.health import HealthHook, own_row_is_nearest
 from pirl_plugin.hooks.memory_bank_update import MemoryBankUpdateHook
 from pirl_plugin.hooks.progress import ProgressHook
 from pirl_plugin.hooks.wandb import run_id
+from pirl_plugin.memory import FIFOQueue
 from pirl_plugin.schema import ConfigError
 
 BATCH = 4
@@ -408,6 +409,21 @@ def test_a_loss_without_a_bank_has_a_rank_only() -> None:
     task = Task()
     task.base_loss = SimpleNamespace(last_statistics={})
     task.run(10, build_hook({"name": "health"}))
+    assert set(task.health) == {"rankme", "health_step"}
+
+
+def test_crops_count_one_by_one_and_what_is_no_embedding_is_left_alone() -> None:
+    """Two crops an image, (4, 2, 8), along eight axes: eight equal singular values; none has a row to be found."""
+    task = Task()
+    output = {"image": torch.eye(8).reshape(4, 2, 8), "rotation": torch.arange(4), "crops": torch.zeros(4, 3)}
+    task.run(10, build_hook({"name": "health"}), output=output)
+    assert task.health == pytest.approx({"rankme": 8, "health_step": 10}, rel=1e-4)
+
+
+def test_nobody_is_looked_for_in_a_queue() -> None:
+    task = Task()
+    task.base_loss.memory_bank = FIFOQueue(dim=8, size=8)
+    task.run(10, build_hook({"name": "health"}), output={"image": torch.eye(8)[:4]})
     assert set(task.health) == {"rankme", "health_step"}
 
 
