@@ -55,12 +55,12 @@ def test_overrides_go_from_the_general_to_the_special():
         measure={"num_workers": 4},
         seeds=[7],
     )
-    assert trained.overrides == ("method=pirl", "a=1", "b=1", "b=2", "c=3", "optimizer.lr=0.1", "seed=7")
+    assert trained.overrides == ("method=pirl", "a=1", "b=1", "optimizer.lr=0.1", "b=2", "c=3", "seed=7")
     assert measured.overrides == (
         "device=cpu",
+        "num_workers=4",
         "benchmark=knn",
         "k=3",
-        "num_workers=4",
         "seed=7",
         "method='pirl (v)'",
     )

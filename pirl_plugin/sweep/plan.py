@@ -102,7 +102,7 @@ def identity(config: Mapping[str, Any]) -> str:
 
 def _pretraining(sweep: Sweep, load: Load, method: str, variant: str, changes: Sequence[str], seed: int) -> Run:
     settings = sweep.method_settings.get(method, ())
-    chosen = (f"method={method}", *sweep.pretraining, *settings, *changes, *sweep.train, f"seed={seed}")
+    chosen = (f"method={method}", *sweep.plugins, *sweep.pretraining, *sweep.train, *settings, *changes, f"seed={seed}")
     overrides = _with_roots(chosen, sweep.roots)
     run_id = identity(load(TRAIN, overrides))
     folder = _file_name("-".join(part for part in (method, variant, f"seed{seed}", run_id) if part))
@@ -112,7 +112,7 @@ def _pretraining(sweep: Sweep, load: Load, method: str, variant: str, changes: S
 def _benchmark(sweep: Sweep, load: Load, benchmark: str, trained: Run) -> Run:
     settings = tuple(sweep.benchmark_settings.get(benchmark, ()))
     chosen = () if any(override.startswith("benchmark=") for override in settings) else (f"benchmark={benchmark}",)
-    given = (*chosen, *sweep.benchmarking, *settings, *sweep.measure, f"seed={trained.seed}")
+    given = (*chosen, *sweep.plugins, *sweep.benchmarking, *sweep.measure, *settings, f"seed={trained.seed}")
     overrides = _with_roots(given, sweep.roots)
     if trained.variant:
         overrides += (f"method={quoted(f'{trained.method} ({trained.variant})')}",)

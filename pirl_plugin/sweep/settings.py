@@ -17,6 +17,8 @@ Overrides = Sequence[str]
 class Sweep:
     """The settings of a sweep. Every override is written as on the command line of ``train.py`` or ``benchmark.py``.
 
+    What is said of one method, benchmark or variant wins over what is said of all.
+
     Args:
         name: of the sweep.
         methods: names of the group ``method``, pretrained with every seed.
@@ -28,12 +30,13 @@ class Sweep:
         benchmark_settings: overrides of single benchmarks, by name; without ``benchmark=`` among them the name is also
             the option of the group.
         variants: overrides by label; each method is pretrained with each of them. Empty: one variant without a label.
-        train: settings of every pretraining over all others, for the command line: ``train.num_epochs=2``.
-        measure: settings of every benchmark over all others: ``measure.num_workers=4``.
+        train: settings of every pretraining over those, for the command line: ``train.num_epochs=2``.
+        measure: settings of every benchmark over those: ``measure.num_workers=4``.
         roots: folders of datasets; in an override ``<NAME>`` stands for the folder of that name.
         store: folder of the runs themselves; sweeps that name the same one share their pretrained weights.
         run_dir: folder of this sweep: plan, log, report.
         launcher: where the runs are made.
+        plugins: modules that every run imports first, for the components and methods that they bring.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Sweep:
         store: str = "runs/store",
         run_dir: str = "runs/sweep",
         launcher: Annotated[Mapping[str, Any], Component("launcher")] | None = None,
+        plugins: list[str] | None = None,
     ) -> None:
         self.name, self.methods, self.benchmarks, self.seeds = name, list(methods), list(benchmarks), list(seeds)
         self.pretraining, self.benchmarking = list(pretraining), list(benchmarking)
@@ -61,6 +65,7 @@ class Sweep:
         self.variants: dict[str, Overrides] = dict(variants or {"": []})
         self.roots, self.store, self.run_dir = dict(roots or {}), store, run_dir
         self.launcher = dict(launcher or {"name": "local"})
+        self.plugins = [f"plugins={_text(plugins)}"] if plugins else []
 
 
 def _overrides(settings: Mapping[str, Any], path: str = "") -> list[str]:
