@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
-from pirl_plugin.models.ssl_model import SSLModel, is_pixels
+from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import Configurable, build, completed
 from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked
 from pirl_plugin.tasks import checks
+from pirl_plugin.tasks.network import build_network
 
 ComponentConfig = Mapping[str, Any]
 _PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
-_LOSS_SEED = 1 << 32  # added to the run's: a loss draws the same rows or prototypes whatever heads there are
 
 
 @register_task("ssl_pretraining")
@@ -116,7 +116,10 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             accumulate_steps=accumulate_steps,
         )
         self.set_dataset(views, "train")
-        self._build_network(model or {"name": "ssl_model"}, trunk, heads or _PIRL_HEADS, loss, checks.facts_of(source))
+        network = build_network(model or {"name": "ssl_model"}, trunk, heads or _PIRL_HEADS, loss, source, seed)
+        self._filled_in = network.filled_in
+        self.set_model(network.model)
+        self.set_loss(network.loss)
         self.set_optimizer(build("optimizer", optimizer or {"name": "scheduled_sgd"}))
         parts = (self.base_model, self.base_loss)
         chosen = [{"name": name} for name in checks.needed_hooks(parts)] if hooks is None else hooks
@@ -126,29 +129,6 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         self._needed_views: set[str] | None = None
         if sync_batch_norm:
             self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
-
-    def _build_network(
-        self,
-        model: ComponentConfig,
-        trunk: ComponentConfig,
-        heads: Mapping[str, ComponentConfig],
-        loss: ComponentConfig,
-        facts: Mapping[str, Any],
-    ) -> None:
-        """Model and loss: the same on every rank; nothing is drawn from the caller's random state."""
-        for part in ("trunk", "heads"):
-            if model.get(part) is not None:
-                raise ValueError(f"model.{part} is given by the task: set {part} beside model, not in it.")
-        heads = {view: checks.with_facts("head", head, facts) for view, head in heads.items()}
-        loss = checks.with_facts("loss", loss, facts)
-        self._filled_in = {"heads": heads, "loss": loss}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.set_model(build("model", model, trunk=trunk, heads=heads))
-            if not isinstance(self.base_model, SSLModel):
-                raise ValueError(f"model {model['name']!r} is none that joins a trunk and heads: use ssl_model.")
-            torch.manual_seed(self.seed + _LOSS_SEED)
-            self.set_loss(build("loss", loss, **{name: fact for name, fact in facts.items() if fact is not None}))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
