@@ -15,9 +15,10 @@ import torch.distributed as dist
 from classy_vision.generic.distributed_util import set_cpu_device
 from classy_vision.trainer.classy_trainer import ClassyTrainer
 from lightly_methods import Watch, small
-from small_task import everything
+from small_task import everything, freeze_batch_norm
 from torch import Tensor
 
+from pirl_plugin import distributed
 from pirl_plugin.registry import build
 from pirl_plugin.tasks import SSLPretrainingTask
 
@@ -28,6 +29,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "simsiam": {"name": "simsiam"},
     "byol": {"name": "byol"},
 }
+
+
+OF_THE_GLOBAL_BATCH = ("simclr_32", "barlow_twins_32", "vicreg_32")
 
 
 def embeddings() -> dict[str, Tensor]:
@@ -63,6 +67,17 @@ def trained(name: str) -> dict[str, Any]:
     }
 
 
+def frozen(name: str) -> dict[str, Any]:
+    """Weights and losses of two steps without batch norm, whose statistics would be of each rank's own images."""
+    settings = {"batch_size": 8 // distributed.world_size(), "heads": {"image": {"name": "linear", "dim": 16}}}
+    task = SSLPretrainingTask.from_config(small(name, **settings))
+    freeze_batch_norm(task.base_model)
+    seen = Watch()
+    task.hooks.append(seen)
+    ClassyTrainer().train(task)
+    return {"losses": torch.tensor(seen.losses), "end": everything(task)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     set_cpu_device()  # as the host's trainers do
@@ -73,6 +88,7 @@ if __name__ == "__main__":
     results = {
         "losses": {name: measured(name, mine) for name in CONFIGS},
         "tasks": {name: trained(name) for name in ("simclr", "byol", "moco_v2")},
+        "frozen": {name: frozen(name) for name in OF_THE_GLOBAL_BATCH},
     }
     torch.save(results, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()

@@ -13,7 +13,7 @@ from typing import Any
 import lightly.loss
 import pytest
 import torch
-from lightly_worker import CONFIGS, embeddings, measured
+from lightly_worker import CONFIGS, OF_THE_GLOBAL_BATCH, embeddings, frozen, measured
 from small_task import assert_identical
 from torch import Tensor
 
@@ -275,3 +275,12 @@ def test_methods_train_on_two_processes(two: list[dict[str, Any]], name: str) ->
     assert sorted(first["ids"] + second["ids"]) == list(range(16))
     assert first["without_gradient"] == []
     assert any(not torch.equal(first["start"][part], first["end"][part]) for part in first["start"])
+
+
+@pytest.mark.parametrize("name", OF_THE_GLOBAL_BATCH)
+def test_two_processes_end_in_the_weights_of_one(two: list[dict[str, Any]], name: str) -> None:
+    one, ranks = frozen(name), [rank["frozen"][name] for rank in two]
+    torch.testing.assert_close(sum(rank["losses"] for rank in ranks) / 2, one["losses"], rtol=1e-4, atol=0)
+    assert_identical(ranks[0]["end"], ranks[1]["end"])
+    for part, value in one["end"].items():  # the head's bias changes nothing: its gradient is rounding alone
+        torch.testing.assert_close(ranks[0]["end"][part], value, rtol=1e-3, atol=2e-6 + 1e-4 * value.abs().max().item())

@@ -163,7 +163,8 @@ class VICRegLoss(TwoViewLoss):
 
     Args:
         lambda_param: weight of the invariance: mean squared difference of the views.
-        mu_param: weight of the variance: how far each dimension's standard deviation stays below 1.
+        mu_param: weight of the variance: how far each dimension's standard deviation stays below 1, the mean of both
+            views (the paper's formula has their sum, its code this).
         nu_param: weight of the covariance: squared entries off the diagonal, over the dimensions.
         second_view: name of the second view; null: ``image`` holds both.
         scale: factor of the loss.
@@ -193,7 +194,7 @@ class VICRegLoss(TwoViewLoss):
 @register_loss("simsiam")
 @checked
 class SimSiamLoss(TwoViewLoss):
-    """SimSiam: minus the cosine of each view's prediction and the other view's projection (Chen & He 2020, Eq. 4).
+    """SimSiam: minus the cosine of each view's prediction and the other view's projection (Chen & He 2021, Eq. 4).
 
     The mean of both directions. No gradient flows into the projections that are predicted.
 
