@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,38 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import benchmark_configs
-from pirl_plugin import registry
+from pirl_plugin import plugins, registry
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean, parameters
 
-CONFIG_FOLDER = Path(benchmark_configs.__file__).parent
+CONFIG_FOLDER = Path(benchmark_configs.__file__).resolve().parent
+
+log = logging.getLogger(__name__)
 
 # what people call things that have another name here
 _SYNONYMS = {"learning_rate": "lr", "lambda": "lam", "epochs": "num_epochs", "workers": "num_workers"}
 
 
-@functools.cache
+def folders() -> tuple[Path, ...]:
+    """Where YAMLs are looked for: ``benchmark_configs/``, then the plugins' folders; installed plugins are imported."""
+    plugins.load_installed()
+    return (CONFIG_FOLDER, *(folder for folder in plugins.folders() if folder != CONFIG_FOLDER))
+
+
 def groups() -> dict[str, list[str]]:
-    """Configuration groups and their options, as they lie in ``benchmark_configs/``."""
-    folders = sorted(
-        folder for folder in CONFIG_FOLDER.iterdir() if folder.is_dir() and not folder.name.startswith("_")
-    )
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    """Configuration groups and their options, as they lie in ``benchmark_configs/`` and in the plugins' folders."""
+    return _groups(folders())
+
+
+@functools.cache
+def _groups(roots: tuple[Path, ...]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, Path]] = {}
+    for root in roots:
+        for folder in sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("_")):
+            for file in sorted(folder.glob("*.yaml")):
+                first = found.setdefault(folder.name, {}).setdefault(file.stem, file)
+                if first != file:
+                    log.warning("%s is not used: %s=%s is %s already", file, folder.name, file.stem, first)
+    return {group: sorted(options) for group, options in sorted(found.items())}
 
 
 def load(
@@ -55,6 +71,9 @@ def load(
         ConfigError: every problem of the overrides and of the configuration at once, each with its path.
     """
     parsed, problems = _parse(overrides)
+    for override in parsed:
+        if override.key_or_group == "plugins" and not override.is_delete():
+            problems += import_plugins(override.value())  # before composing: they may bring YAMLs with them
     config, more, doubtful = _compose(name, parsed)
     found = _check(config, problems_of or task_problems)
     problems += [*more, *(problem for problem in found if problem.path.partition(".")[0] not in doubtful)]
@@ -98,7 +117,7 @@ def import_plugins(modules: Any) -> list[Problem]:
     for index, module in enumerate(names):
         try:
             if isinstance(module, str):
-                importlib.import_module(module)
+                plugins.load(module)
         except Exception as error:  # a module of the user's: whatever goes wrong in it
             kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
             hint = " It must lie in a folder on PYTHONPATH." if isinstance(error, ModuleNotFoundError) else ""
@@ -156,10 +175,10 @@ def _compose(name: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], 
     choices = [override for override in overrides if override.key_or_group in groups()]
     problems, good, doubtful = _choices(name, choices)
     try:
-        config = copy.deepcopy(_chosen(name, tuple(good)))
+        config = copy.deepcopy(_chosen(name, tuple(good), folders()))
     except (HydraException, OmegaConfBaseException) as error:  # each by itself was right
         problems.append(Problem("", " ".join(str(error).split())))
-        config, doubtful = copy.deepcopy(_chosen(name, ())), {override.key_or_group for override in choices}
+        config, doubtful = copy.deepcopy(_chosen(name, (), folders())), {override.key_or_group for override in choices}
     for override in overrides:
         if override.key_or_group in groups():
             continue
@@ -190,7 +209,7 @@ def _choices(name: str, overrides: Sequence[Override]) -> tuple[list[Problem], l
             text = "".join(f"{group}={option}" for option in difflib.get_close_matches(str(choice), options, n=1))
         try:
             if text:
-                _chosen(name, (text,))
+                _chosen(name, (text,), folders())
                 good.append(text)
             else:
                 doubtful.add(group)
@@ -203,9 +222,12 @@ def _choices(name: str, overrides: Sequence[Override]) -> tuple[list[Problem], l
 
 
 @functools.cache
-def _chosen(name: str, choices: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose(name, list(choices))
+def _chosen(name: str, choices: tuple[str, ...], roots: tuple[Path, ...]) -> DictConfig:
+    first, *others = roots
+    quoted = ("'file://" + str(root).replace("\\", "\\\\").replace("'", "\\'") + "'" for root in others)
+    search = [f"hydra.searchpath=[{','.join(quoted)}]"] if others else []
+    with initialize_config_dir(str(first), version_base="1.3"):
+        config = compose(name, [*choices, *search])
     OmegaConf.set_struct(config, False)  # keys that no YAML mentions are known by the constructors: the check decides
     return config
 

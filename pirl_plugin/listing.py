@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pirl_plugin.config import CONFIG_FOLDER
+from pirl_plugin.config import CONFIG_FOLDER, folders
 from pirl_plugin.registry import REGISTRIES, ours, summary
 from pirl_plugin.schema import PROVIDED, ConfigError, Problem, describe, did_you_mean, metadata, parameters
 
@@ -54,23 +54,31 @@ class MethodInfo:
     kind: str = "method"
 
 
-def methods(folder: Path = CONFIG_FOLDER / "method") -> list[MethodInfo]:
-    """The methods whose YAMLs lie in a folder, by name; a variant's ``about`` is that of the method it starts from."""
-    found = []
-    for path in sorted(folder.glob("*.yaml")):
-        about = _about(path)
-        year = about.get("year")
-        place = path.relative_to(folder.parents[1]).as_posix()
-        found.append(
-            MethodInfo(
+def methods(*roots: Path) -> list[MethodInfo]:
+    """The methods whose YAMLs lie in ``method/`` of the configuration folders, by name.
+
+    A variant's ``about`` is that of the method it starts from, with its own over it.
+
+    Args:
+        *roots: folders to look in, the first that has a name counts; none: ours and the plugins'.
+    """
+    roots = roots or folders()
+    found: dict[str, MethodInfo] = {}
+    for root in roots:
+        for path in sorted((root / "method").glob("*.yaml")):
+            about = _about(path.stem, roots)
+            year = about.get("year")
+            # a plugin's folder has the same name as ours: its package tells them apart
+            place = path.relative_to(root.parent if root == CONFIG_FOLDER else root.parents[1]).as_posix()
+            info = MethodInfo(
                 name=path.stem,
                 paper=str(about.get("paper", "")),
                 year=None if year is None else int(year),
                 needs=str(about.get("needs", "")),
                 path=place,
             )
-        )
-    return found
+            found.setdefault(path.stem, info)
+    return [found[name] for name in sorted(found)]
 
 
 def methods_as_text(infos: Iterable[MethodInfo]) -> str:
@@ -83,13 +91,15 @@ def methods_as_text(infos: Iterable[MethodInfo]) -> str:
     )
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """``about`` of a method's YAML, over that of the YAMLs of the same folder that it starts from."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def _about(method: str, roots: Iterable[Path]) -> dict[str, Any]:
+    """``about`` of a method's YAML, over that of the methods that it starts from."""
+    roots = list(roots)
+    paths = [path for root in roots if (path := root / "method" / f"{method}.yaml").is_file()]
+    content = yaml.safe_load(paths[0].read_text(encoding="utf-8")) or {}
     inherited: dict[str, Any] = {}
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            inherited |= _about(path.with_name(f"{entry}.yaml"))
+            inherited |= _about(entry, roots)
     return inherited | (content.get("about") or {})
 
 

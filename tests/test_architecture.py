@@ -18,13 +18,14 @@ import pytest
 
 PACKAGE = "pirl_plugin"
 FLOORS = (
-    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "optional", "text", "published"},
+    {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "optional", "text", "published"}
+    | {"plugins"},
     {"losses", "memory", "data", "models", "optim", "hooks"},
-    {"tasks", "benchmarks", "sweep", "report", "config", "listing"},
+    {"tasks", "benchmarks", "sweep", "report", "config", "listing", "integrations"},
     {"commands"},
 )
 COMPONENTS = FLOORS[1]  # these know each other through the registry only
-OPTIONAL = {"detectron2", "lightly", "pycocotools", "submitit", "timm", "triton", "wandb"}
+OPTIONAL = {"detectron2", "lightly", "pycocotools", "submitit", "timm", "triton", "vissl", "wandb"}
 NOT_FOR_THE_REPORT = {"torch", "torchvision", "classy_vision"}
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 500, 70
 MACHINE_PATH = re.compile(r"(?<![\w.~:/*-])/(?:home|Users|root|work|mnt|scratch|data|opt)/[\w.-]+")

@@ -80,8 +80,9 @@ def test_a_variant_changes_what_it_says_itself(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.yaml").write_text("about: {paper: P, year: 2020, needs: x}\n")
     (folder / "b.yaml").write_text("defaults: [a, /scale: small, _self_, override /trunk: r]\nabout: {needs: y}\n")
-    first, second = methods(folder)
-    assert (first.paper, first.year, first.needs, first.path) == ("P", 2020, "x", "configs/method/a.yaml")
+    first, second = methods(folder.parent)
+    place = f"{tmp_path.name}/configs/method/a.yaml"
+    assert (first.paper, first.year, first.needs, first.path) == ("P", 2020, "x", place)
     assert (second.name, second.paper, second.year, second.needs) == ("b", "P", 2020, "y")
 
 

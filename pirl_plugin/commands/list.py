@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Sequence
 
 import pirl_plugin  # noqa: F401  (registers all components)
-from pirl_plugin.listing import as_text, components, methods, methods_as_text
+from pirl_plugin import plugins
+from pirl_plugin.listing import ComponentInfo, MethodInfo, as_text, components, methods, methods_as_text
 from pirl_plugin.registry import REGISTRIES
 from pirl_plugin.schema import ConfigError
 
@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
+        plugins.load_installed()
         for module in options.plugins:
-            importlib.import_module(module)
+            plugins.load(module)
         kinds = [kind for kind in options.kind if kind not in METHOD]
         listed = methods() if len(kinds) < len(options.kind) or not options.kind else []
         found = components(kinds, host=options.host) if kinds or not options.kind else []
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pirl-list: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps([dataclasses.asdict(info) for info in (*listed, *found)], indent=2))
+        infos: list[MethodInfo | ComponentInfo] = [*listed, *found]
+        print(json.dumps([dataclasses.asdict(info) for info in infos], indent=2))
     else:
         parts = [methods_as_text(listed)] if listed else []
         parts += [as_text(found, with_parameters=not options.brief)] if found else []
