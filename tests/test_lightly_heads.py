@@ -113,25 +113,25 @@ def test_sizes_are_the_papers(name: str, millions: float) -> None:
 
 
 def test_two_steps_by_hand() -> None:
-    """Weights (3, 4), norm 5, gradient (0, 2), decay 0.1: 0.001 x 5 / (2 + 0.5) = 0.002 of (0.3, 2.4), times lr 100.
+    """Weights (3, 4), norm 5, gradient (0, 2), decay 0.1: 0.002 x 5 / (2 + 0.5) = 0.004 of (0.3, 2.4), times lr 50.
 
     Then the norm and the direction have changed, and 0.9 of the first step is added. The bias takes SGD's own steps.
     """
-    config = {"name": "scheduled_lars", "lr": 100.0, "lr_batch_size": None, "weight_decay": 0.1}
-    optimizer = build_optimizer(config)
+    config = {"name": "scheduled_lars", "lr": 50.0, "lr_batch_size": None, "weight_decay": 0.1}
+    optimizer = build_optimizer({**config, "trust_coefficient": 0.002})
     linear = nn.Linear(2, 1)
     linear.weight.data, linear.bias.data = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0])
-    optimizer.set_param_groups(optimizer.param_groups_of(linear, lr=ConstantParamScheduler(100.0)))
+    optimizer.set_param_groups(optimizer.param_groups_of(linear, lr=ConstantParamScheduler(50.0)))
     w, v = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     b, u = 1.0, 0.0
     for step in range(2):
         linear.weight.grad, linear.bias.grad = torch.tensor([[0.0, 2.0]]), torch.tensor([0.5])
         optimizer.step(where=step / 2)
         gradient = torch.tensor([0.0, 2.0], dtype=torch.float64)
-        trust = 0.001 * w.norm() / (gradient.norm() + 0.1 * w.norm())
+        trust = 0.002 * w.norm() / (gradient.norm() + 0.1 * w.norm())
         v = 0.9 * v + trust * (gradient + 0.1 * w)
         u = 0.9 * u + 0.5
-        w, b = w - 100 * v, b - 100 * u
+        w, b = w - 50 * v, b - 50 * u
         torch.testing.assert_close(linear.weight[0].double(), w, rtol=1e-5, atol=0)
         assert linear.bias.item() == pytest.approx(b)
         if step == 0:
