@@ -38,7 +38,16 @@ TINY = [
     "device=cpu",
     "checkpoint={name:run_checkpoint,every_epochs:6,keep:2}",
 ]
+NARROW = ["heads.image.hidden_dim=32", "heads.image.dim=16"]
 SETTINGS: dict[str, list[str]] = {
+    "barlow_twins_32": NARROW,
+    "byol_32": NARROW,
+    "simsiam_32": NARROW,
+    "vicreg_32": NARROW,
+    "moco_v1_32": ["loss.memory_bank.size=20", "model.batch_norm_groups=2"],
+    "moco_v2_32": ["loss.memory_bank.size=20", "model.batch_norm_groups=2"],
+    "swav_32": ["loss.num_prototypes=8"],
+    "deepcluster_v2_32": ["loss.num_clusters=[4,4]"],
     "jigsaw_32": ["transform.num_permutations=4", "heads.patches.patch_dim=16"],
     "rotation_32": [
         "transform.rotations=all",
@@ -47,6 +56,9 @@ SETTINGS: dict[str, list[str]] = {
         "optimizer.lr=0.05",
     ],
 }
+# losses that rise while a queue fills with real keys, or that are mostly noise with eight images: that they fall is
+# tested in test_contrastive_methods.py
+FALLS_ELSEWHERE = ("barlow_twins_32", "moco_v1_32", "moco_v2_32", "vicreg_32")
 
 
 class Watch(ClassyHook):
@@ -93,7 +105,8 @@ def test_a_method_learns_and_goes_on_where_it_stopped(method: str, tmp_path: Pat
     task, watch = run(method, tmp_path / "whole")
     assert len(watch.losses) == STEPS
     quarter = STEPS // 4
-    assert sum(watch.losses[-quarter:]) < 0.95 * sum(watch.losses[:quarter])
+    falls = sum(watch.losses[-quarter:]) < 0.95 * sum(watch.losses[:quarter])
+    assert falls or method in FALLS_ELSEWHERE
     assert [name for name, parameter in trained(task).items() if not parameter.requires_grad] == []
     assert trained(task).keys() - watch.moved == set()
 
