@@ -1,4 +1,4 @@
-"""Every command and program in README.md is run, in a tiny form; what is only checked says so in the README.
+"""Every command and program in README.md and docs/ is run, in a tiny form; what is only checked says so there.
 
 A block is run as it stands but for the replacements below. ``<!-- long run -->`` before a block: its commands are
 composed and checked only. ``<!-- output -->`` before a console block: what it shows under a command must come out so.
@@ -17,19 +17,21 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin.benchmarks.runner import problems_of
-from pirl_plugin.commands import benchmark, convert, demo, show_curves, show_views, train
+from pirl_plugin.commands import benchmark, convert, demo, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.config import groups, load
 from pirl_plugin.hooks.checkpoint import checkpoints
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not there")
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 MAINS = {
     "tools/train.py": train.main,
     "tools/benchmark.py": benchmark.main,
     "tools/convert.py": convert.main,
     "tools/list.py": list_command.main,
+    "tools/published.py": published.main,
+    "tools/sweep.py": sweep.main,
     "tools/show_views.py": show_views.main,
     "tools/show_curves.py": show_curves.main,
     "pirl_plugin.commands.demo": demo.main,
@@ -49,9 +51,9 @@ PACKAGES = {"pirl_plugin", "."}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of the README, with the comment right before it."""
+    """A fenced block of a document, with the comment right before it."""
 
-    line: int
+    place: str
     language: str
     text: str
     comment: str
@@ -65,16 +67,16 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
     pattern = re.compile(
         r"(?:<!--\s*(?P<comment>[^>]*?)\s*-->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M
     )
-    return [
-        Block(
-            text.count("\n", 0, match.start("language")) + 1, match["language"], match["text"], match["comment"] or ""
-        )
-        for match in pattern.finditer(text)
-    ]
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for match in pattern.finditer(text):
+            place = f"{document.name}, line {text.count(chr(10), 0, match.start('language')) + 1}"
+            found.append(Block(place, match["language"], match["text"], match["comment"] or ""))
+    return found
 
 
 SHELL = [block for block in blocks() if block.language in ("bash", "console")]
@@ -163,7 +165,7 @@ def assert_output(block: Block, command: str, outcome: Outcome) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:num_negatives")
-@pytest.mark.parametrize("block", SHELL, ids=[f"line {block.line}" for block in SHELL])
+@pytest.mark.parametrize("block", SHELL, ids=[block.place for block in SHELL])
 def test_the_commands_of_a_block(
     block: Block, reader: Path, monkeypatch: pytest.MonkeyPatch, repository_root: Path
 ) -> None:
@@ -189,17 +191,20 @@ def test_the_commands_of_a_block(
 
 
 def only_check(tool: str, arguments: list[str]) -> None:
-    assert tool in ("tools/train.py", "tools/benchmark.py"), "only these have a configuration to check"
+    known = ("tools/train.py", "tools/benchmark.py", "tools/sweep.py")
+    assert tool in known, "only these have a configuration to check"
     if tool == "tools/train.py":
         assert load("train", arguments)
+    elif tool == "tools/sweep.py":
+        assert load("sweep", arguments, sweep.problems_of)
     else:
         assert load("benchmark", arguments, problems_of)
 
 
-@pytest.mark.parametrize("block", PROGRAMS, ids=[f"line {block.line}" for block in PROGRAMS])
+@pytest.mark.parametrize("block", PROGRAMS, ids=[block.place for block in PROGRAMS])
 def test_a_program_of_the_readme(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.text, f"README.md, line {block.line}", "exec"), {"__name__": "__main__"})
+    exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
 
 
 def test_there_are_commands_to_test() -> None:
@@ -219,9 +224,10 @@ def test_a_command_that_nobody_knows_fails(reader: Path, repository_root: Path) 
 
 
 def test_options_of_tables_exist() -> None:
-    """What the README names in the form ``group=option`` exists."""
-    text = README.read_text(encoding="utf-8")
-    from_text = set(re.findall(r"\b(method|trunk|benchmark|loss|optimizer)=(\w+)", text)) - {("trunk", "resnt18")}
+    """What a document names in the form ``group=option`` exists."""
+    text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    pattern = r"\b(method|trunk|benchmark|loss|optimizer|sweep|launcher)=(\w+)"
+    from_text = set(re.findall(pattern, text)) - {("trunk", "resnt18")}
     assert from_text
     wrong = [found for found in sorted(from_text) if found[1] not in groups()[found[0]]]
     assert wrong == []
