@@ -96,7 +96,7 @@ def train_and_detect(
     """Trains detectron2's Faster R-CNN C4 and detects; see ``engine.TrainAndDetect``.
 
     The training is checkpointed into ``context.run_dir`` about once a minute and at its end, and goes on from there
-    when the same is asked for again (with another order of the images than without the interruption).
+    when the same is asked for again (with another order of the images than without the interruption). In float32.
 
     Args:
         trunk: see ``engine.TrainAndDetect``.
@@ -144,7 +144,7 @@ def run(job: Job) -> tuple[Found, dict[str, Any]]:
     norm = norm_name(job.settings, job.device, job.processes)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # what detectron2 asks torch, both warn of
     with registered(job) as names, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.meshgrid")
+        warnings.filterwarnings("ignore", ".*(torch.meshgrid|broadcast_buffers)")
         cfg = configuration(job, norm, names)
         detector = build_model(cfg)
         training = Training(cfg, detector, job)
