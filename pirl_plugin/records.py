@@ -32,6 +32,8 @@ _PACKAGES = (
     "safetensors",
 )
 
+_HEADLINE, _ALL = "result.json", "results.jsonl"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -100,26 +102,39 @@ def write_records(records: list[Record], path: str | os.PathLike[str]) -> None:
 def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     """All records of a folder and the folders below it, in the order of their paths.
 
-    A run leaves ``result.json``, its headline, and, where it has several results, ``results.jsonl`` with all of them; a
-    folder that has the latter is read from it alone.
-
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a file that is not a record; names it.
     """
+    return [record for run in result_folders(folder) for record in read_run(run)]
+
+
+def result_folders(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders with results among a folder and those below it, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r} to read results from.")
-    found: list[Record] = []
-    for run in sorted(
-        {path.parent for path in root.rglob("result*.json*") if path.name in ("result.json", "results.jsonl")}
-    ):
-        if (run / "results.jsonl").exists():
-            lines = (run / "results.jsonl").read_text(encoding="utf-8").splitlines()
-            found += [_parse(line, run / "results.jsonl") for line in lines if line.strip()]
-        else:
-            found.append(_parse((run / "result.json").read_text(encoding="utf-8"), run / "result.json"))
-    return found
+    return sorted({path.parent for path in root.rglob("result*.json*") if path.name in (_HEADLINE, _ALL)})
+
+
+def read_run(run: Path) -> list[Record]:
+    """Records of one run, its headline first.
+
+    A run leaves ``result.json``, its headline, and, where it has several results, ``results.jsonl`` with all of them,
+    which is read alone then; but a failure in ``result.json`` is of a later attempt, and all that counts.
+
+    Raises:
+        ValueError: a file that is not a record; names it.
+    """
+    headline, whole = run / _HEADLINE, run / _ALL
+    first = [_parse(headline.read_text(encoding="utf-8"), headline)] if headline.exists() else []
+    if not whole.exists() or (first and first[0].status == "failed"):
+        return first
+    return [_parse(line, whole) for line in whole.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _parse(text: str, path: Path) -> Record:

@@ -17,7 +17,7 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin import registry
-from pirl_plugin.commands import benchmark, convert, demo, published, show_curves, show_views, sweep, train
+from pirl_plugin.commands import benchmark, compare, convert, demo, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
@@ -162,7 +162,7 @@ def test_list_names_every_component() -> None:
 
 MAINS = {
     module.__name__.rpartition(".")[2]: module.main
-    for module in (train, benchmark, convert, published, sweep, show_views, show_curves, demo)
+    for module in (train, benchmark, compare, convert, published, sweep, show_views, show_curves, demo)
 }
 MAINS["list"] = list_command.main
 

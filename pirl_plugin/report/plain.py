@@ -1,0 +1,131 @@
+"""The comparison as text: Markdown, CSV, and a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pirl_plugin.report.aggregate import FAILED, MISSING, RULE, Cell, Column, Row, Table
+from pirl_plugin.text import aligned
+
+_SIGNS = {"best": " ★", "within": " ≈", "": ""}
+_WIDEST = 120  # characters of a table for the terminal
+
+
+def as_csv(table: Table) -> str:
+    """One line for each method and column, numbers in full."""
+    text = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in table.rows:
+        for column in table.columns:
+            line = _line(row, column, table.cell(row, column))
+            if writer is None:
+                writer = csv.DictWriter(text, list(line), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(line)
+    return text.getvalue()
+
+
+def _line(row: Row, column: Column, cell: Cell) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "images_seen": row.images_seen,
+        "trunk": row.trunk,
+        "benchmark": column.benchmark,
+        "protocol": column.protocol,
+        "conditions": column.conditions,
+        "dataset": column.dataset,
+        "setting": column.setting,
+        "metric": column.metric,
+        "unit": column.unit,
+        "status": "ok" if cell.entries else (FAILED if cell.failures else "missing"),
+        "n": cell.count,
+        "mean": cell.mean,
+        "std": cell.std,
+        "values": " ".join(map(repr, cell.values)),
+        "seeds": " ".join(str(entry.record.seed) for entry in cell.entries),
+        "mark": cell.mark,
+        "reason": "; ".join(str(entry.record.reason) for entry in cell.failures),
+    }
+
+
+def as_markdown(table: Table, title: str, summary: str) -> str:
+    """The headline, then all results by benchmark, then what failed and why."""
+    lines = [f"# {_plain(title)}", "", _plain(summary), "", "## Headline", ""]
+    lines += [*_markdown(table, table.headlines, long=True), "", RULE, "", "## All results", ""]
+    for group in groups(table):
+        lines += [f"### {_plain(group_name(group[0]))}", "", *_markdown(table, group), ""]
+    failed = failures(table)
+    if failed:
+        lines += ["## What failed", "", "| method | benchmark | seed | reason |", "|---|---|---:|---|"]
+        lines += [f"| {' | '.join(_plain(str(item)) for item in line)} |" for line in failed] + [""]
+    return "\n".join(lines)
+
+
+def for_terminal(table: Table) -> str:
+    """The headline: benchmarks in rows and methods in columns, or a block for each benchmark where that is too wide."""
+    names = {column: f"{group_name(column)}: {table.column_name(column)}" for column in table.headlines}
+    heads = ["", *(table.row_name(row) for row in table.rows)]
+    rows = [[names[column], *(shown(table.cell(row, column)) for row in table.rows)] for column in table.headlines]
+    whole = aligned([heads, *rows])
+    if max(map(len, whole.splitlines())) <= _WIDEST:
+        return whole
+    blocks = []
+    for column in table.headlines:
+        cells = [(table.row_name(row), shown(table.cell(row, column))) for row in table.rows]
+        lines = [cell for cell in cells if cell[1] != MISSING]
+        blocks.append(f"{names[column]}\n{aligned(lines, indent=2)}")
+    return "\n\n".join(blocks)
+
+
+def shown(cell: Cell) -> str:
+    """A cell's text with its mark."""
+    return cell.text + _SIGNS[cell.mark]
+
+
+def groups(table: Table) -> list[list[Column]]:
+    """Columns of one benchmark, protocol and dataset together."""
+    found: dict[str, list[Column]] = {}
+    for column in table.columns:
+        found.setdefault(group_name(column), []).append(column)
+    return list(found.values())
+
+
+def group_name(column: Column) -> str:
+    """``linear on voc2007 (goyal19)``."""
+    dataset = f" on {column.dataset}" if column.dataset else ""
+    return f"{column.benchmark}{dataset}" + (f" ({column.protocol})" if column.protocol else "")
+
+
+def failures(table: Table) -> list[tuple[str, str, int, str]]:
+    """Method, benchmark, seed and reason of each failed run."""
+    found = {
+        (id(entry), row.method, column.benchmark, entry.record.seed, str(entry.record.reason)): None
+        for (row, column), cell in table.cells.items()
+        for entry in cell.failures
+    }
+    return [what[1:] for what in found]
+
+
+def _markdown(table: Table, columns: Sequence[Column], long: bool = False) -> list[str]:
+    """A table with methods in rows."""
+    heads = [
+        _plain(f"{group_name(column)}: {table.column_name(column)}" if long else table.column_name(column))
+        for column in columns
+    ]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for row in table.rows:
+        cells = [table.cell(row, column) for column in columns]
+        if long or any(cell.text != MISSING for cell in cells):
+            texts = [f"**{shown(cell)}**" if cell.mark else cell.text for cell in cells]
+            lines.append(f"| {_plain(table.row_name(row))} | {' | '.join(texts)} |")
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes as it stands."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", text)
