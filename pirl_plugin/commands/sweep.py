@@ -14,6 +14,9 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
 from pirl_plugin.commands import benchmark, train
 from pirl_plugin.commands.running import FAILED, OK, exit_code, log_to
+from pirl_plugin.report.build import write_report
+from pirl_plugin.report.plain import for_terminal
+from pirl_plugin.report.sources import Planned, read
 from pirl_plugin.schema import Problem, check_arguments
 from pirl_plugin.sweep.plan import BENCHMARK, TRAIN, Run, plan
 from pirl_plugin.sweep.progress import Progress
@@ -75,7 +78,22 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
         outcome = execution.outcome(run)
         if outcome is not None and outcome.reason:
             log.warning("%s: %s: %s", outcome.state, run.label, outcome.reason)
+    report(settings, execution)
     return all(state == FINISHED for state in execution.states.values())
+
+
+def report(settings: Sweep, execution: Execution) -> None:
+    """Writes the report of this plan's runs, failed ones too, and prints its headline."""
+    measured = [run for run in execution.runs.values() if run.benchmark]
+    sources = read(Planned(execution.folder(run), _row_name(run), str(run.benchmark), run.seed) for run in measured)
+    if sources:
+        folder = Path(settings.run_dir)
+        print(for_terminal(write_report(sources, folder, f"Sweep {settings.name}")))
+        print(f"\nReport: {folder / 'report.html'}")
+
+
+def _row_name(run: Run) -> str:
+    return f"{run.method} ({run.variant})" if run.variant else run.method
 
 
 def load(command: str, overrides: Sequence[str]) -> dict[str, Any]:

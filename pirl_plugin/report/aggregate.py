@@ -155,7 +155,7 @@ class Table:
     """The comparison.
 
     Attributes:
-        rows: methods, in the order of their first results.
+        rows: methods in the order of their first results, each by images seen.
         columns: in the order of their first results, those of a benchmark together.
         cells: by row and column; missing ones are not in it.
         headlines: columns that hold a run's main result.
@@ -220,7 +220,9 @@ def aggregate(entries: Iterable[Entry]) -> Table:
     columns = sorted(changes, key=lambda column: benchmarks.index(column.benchmark))
     for column in columns:
         cells |= _marked(column, {place: cell for place, cell in cells.items() if place[1] == column})
-    return Table(tuple(rows), tuple(columns), cells, tuple(c for c in columns if c in headlines), changes)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    in_order = sorted(rows, key=lambda row: (methods.index(row.method), row.images_seen or 0))
+    return Table(tuple(in_order), tuple(columns), cells, tuple(c for c in columns if c in headlines), changes)
 
 
 def row_of(record: Record) -> Row:
