@@ -153,6 +153,17 @@ def test_a_skipped_run_of_a_plan_is_told_with_its_reason(store: Path, tmp_path: 
     assert "skipped: byol, seed 0 failed" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_pretraining_goes_by_what_was_measured_at_its_end(tmp_path: Path) -> None:
+    """The file names sort otherwise: the checkpoint of 3 images comes first."""
+    for task, seen in (("a", 3), ("b", 1)):
+        folder = tmp_path / "npid" / "benchmarks" / task
+        folder.mkdir(parents=True)
+        write_record(record("npid", 40.0, extra={"images_seen": seen}), folder / "result.json")
+    (tmp_path / "npid" / "metrics.jsonl").write_text('{"images_seen": 3, "loss": 1.0, "seconds": 7.5}\n')
+    write_report(find([tmp_path]), tmp_path / "out")
+    assert "npid, 3 images seen (npid)" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_broken_record_is_a_failure_not_the_end(store: Path, tmp_path: Path) -> None:
     broken = run_folder(store, "simclr", [record("simclr", 1.0)])
     (broken / "results.jsonl").write_text("{")

@@ -260,8 +260,11 @@ def _published(table: Table, ask: Callable[..., list[Published]], caption: str, 
 
 
 def _pretrainings(sources: Sequence[Source]) -> dict[Path, Source]:
-    """Each pretraining's folder with the last of the benchmark runs that measured it."""
-    return {source.pretraining: source for source in sources if source.pretraining is not None}
+    """Each pretraining's folder with the benchmark run that measured it after the most images."""
+    in_order = sorted(sources, key=lambda source: int(source.records[0].extra.get("images_seen") or 0))
+    last = {source.pretraining: source for source in in_order if source.pretraining is not None}
+    folders = dict.fromkeys(source.pretraining for source in sources if source.pretraining is not None)
+    return {folder: last[folder] for folder in folders}
 
 
 def _last_metrics(pretraining: Path) -> dict[str, Any]:
