@@ -172,7 +172,7 @@ def _compose(name: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], 
 
     Hydra composes the choices. The values follow one by one, so that each mistake is known by its own override.
     """
-    choices = [override for override in overrides if override.key_or_group in groups()]
+    choices = [override for override in overrides if _is_choice(override)]
     problems, good, doubtful = _choices(name, choices)
     try:
         config = copy.deepcopy(_chosen(name, tuple(good), folders()))
@@ -180,7 +180,7 @@ def _compose(name: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], 
         problems.append(Problem("", " ".join(str(error).split())))
         config, doubtful = copy.deepcopy(_chosen(name, (), folders())), {override.key_or_group for override in choices}
     for override in overrides:
-        if override.key_or_group in groups():
+        if _is_choice(override):
             continue
         before = copy.deepcopy(config)
         try:
@@ -230,6 +230,11 @@ def _chosen(name: str, choices: tuple[str, ...], roots: tuple[Path, ...]) -> Dic
         config = compose(name, [*choices, *search])
     OmegaConf.set_struct(config, False)  # keys that no YAML mentions are known by the constructors: the check decides
     return config
+
+
+def _is_choice(override: Override) -> bool:
+    """Whether it chooses a group's option; ``++method=NAME`` sets the value of that name, as a benchmark's label is."""
+    return override.key_or_group in groups() and not override.is_force_add()
 
 
 def _set(config: DictConfig, override: Override) -> None:

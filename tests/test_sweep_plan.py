@@ -62,7 +62,7 @@ def test_overrides_go_from_the_general_to_the_special():
         "benchmark=knn",
         "k=3",
         "seed=7",
-        "method='pirl (v)'",
+        "++method='pirl (v)'",
     )
 
 
@@ -134,3 +134,10 @@ def test_settings_from_the_command_line_become_overrides():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         runs(**settings)
+
+
+def test_a_parameter_that_came_later_leaves_old_identities_as_they_are():
+    before = {"method": "pirl", "transform": {"name": "image_and_jigsaw_patches", "grid": 3}}
+    limited = {**before["transform"], "num_permutations": 100}  # type: ignore[dict-item]
+    assert identity({**before, "transform": {**limited, "num_permutations": None}}) == identity(before)
+    assert identity({**before, "transform": limited}) != identity(before)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from classy_vision.dataset.transforms import register_transform
 from PIL import Image
@@ -41,7 +42,9 @@ class ImageAndJigsawPatches(ImageView):
         jigsaw_scale: range of that crop's area, as a fraction of the image's.
         patch_size: side s of a patch, pixels; at most ``jigsaw_size // grid``.
         grid: patches per side.
-        shuffle_patches: bring the patches into a uniformly random order.
+        shuffle_patches: bring the patches into a random order.
+        num_permutations: orders to choose from, a set as ``jigsaw_puzzle`` has by default; null: all there are (PIRL;
+            Fig. 7 limits them).
         rotate_crop: turn the crop by a random multiple of 90 degrees before it is cut (PIRL, Table 5: rotation and
             jigsaw).
         patch_flip: where the patches are flipped, with ``flip_probability``: each ``patch`` by itself (released
@@ -50,7 +53,8 @@ class ImageAndJigsawPatches(ImageView):
         **image_view: of the image, and of the patches' colours: see ``ImageView``.
 
     Raises:
-        ValueError: patches that do not fit into their cells; a range with its ends swapped.
+        ValueError: patches that do not fit into their cells; a range with its ends swapped; more permutations than
+            there are, or a number of them without ``shuffle_patches``.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class ImageAndJigsawPatches(ImageView):
         patch_size: PositiveInt = 64,
         grid: PositiveInt = 3,
         shuffle_patches: bool = True,
+        num_permutations: PositiveInt | None = None,
         rotate_crop: bool = False,
         patch_flip: Literal["patch", "crop", "none"] = "patch",
         patch_photometric: bool = True,
@@ -70,6 +75,9 @@ class ImageAndJigsawPatches(ImageView):
         self.jigsaw_size, self.patch_size, self.grid = jigsaw_size, patch_size, grid
         self.jigsaw_scale = ordered("jigsaw_scale", jigsaw_scale)
         self.shuffle_patches, self.rotate_crop = shuffle_patches, rotate_crop
+        if num_permutations is not None and not shuffle_patches:
+            raise ValueError(f"num_permutations = {num_permutations} needs shuffle_patches: true.")
+        self.permutations = None if num_permutations is None else permutation_set(grid**2, num_permutations)
         flip_probability = self.photometric.flip_probability
         self.crop_flip_probability = flip_probability if patch_flip == "crop" else 0.0
         own_flip = flip_probability if patch_flip == "patch" else 0.0
@@ -92,12 +100,17 @@ class ImageAndJigsawPatches(ImageView):
         boxes = patch_boxes(self.jigsaw_size, self.grid, self.patch_size, offsets)
         programs = draw_programs(self.patch_settings, len(boxes), rng)
         if self.shuffle_patches:
-            boxes = boxes[draw_permutation(len(boxes), rng)]
+            boxes = boxes[self._draw_order(len(boxes), rng)]
         pixels = crop_resize(image, box, self.jigsaw_size)
         if self.rotate_crop:
             pixels = np.rot90(pixels, int(rng.integers(4)))
         patches = cut_patches(pixels[:, ::-1] if flipped else pixels, boxes)
         return torch.from_numpy(apply_programs(patches, programs, self.fast))
+
+    def _draw_order(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
+        if self.permutations is None:
+            return draw_permutation(count, rng)
+        return self.permutations[rng.integers(len(self.permutations))]
 
 
 @register_transform("jigsaw_puzzle")

@@ -20,7 +20,9 @@ def cache_folder() -> Path:
     return Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "pirl_plugin"
 
 
-def permutation_set(num_patches: int, size: int, rule: Rule, seed: int, folder: Path | None = None) -> Permutations:
+def permutation_set(
+    num_patches: int, size: int, rule: Rule = "max_avg", seed: int = 0, folder: Path | None = None
+) -> Permutations:
     """``greedy_permutations``, read from the cache where it holds them; a damaged file is built anew.
 
     Args:

@@ -5,6 +5,7 @@ from pirl_plugin.sweep.launchers import InlineLauncher, Launcher, LocalLauncher,
 from pirl_plugin.sweep.plan import Run, plan
 from pirl_plugin.sweep.run import Execution
 from pirl_plugin.sweep.settings import Sweep
+from pirl_plugin.sweep.submitit_launcher import SubmititLauncher
 
 __all__ = [
     "Execution",
@@ -13,6 +14,7 @@ __all__ = [
     "Launcher",
     "LocalLauncher",
     "Run",
+    "SubmititLauncher",
     "Sweep",
     "TorchrunLauncher",
     "perform",

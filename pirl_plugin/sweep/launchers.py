@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -19,8 +19,11 @@ import torch
 from pirl_plugin.registry import Configurable, register_launcher
 from pirl_plugin.schema import NonNegativeInt, PositiveInt, checked
 from pirl_plugin.sweep.jobs import Entry, Job, perform
+from pirl_plugin.sweep.state import FAILED, Outcome, write_outcome
 
 _MODULES = {"train": "pirl_plugin.commands.train", "benchmark": "pirl_plugin.commands.benchmark"}
+_TORCHRUNS: list[subprocess.Popen[bytes]] = []  # of this process; torchrun's own processes are in sessions of their own
+_PATIENCE = 10.0  # seconds that an interrupted run has to end; torchrun's processes have more, as it ends them itself
 
 
 class Handle(Protocol):
@@ -101,16 +104,20 @@ class LocalLauncher(Launcher):
         self.context: Any = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(_MODULES.values()))
         self._running: list[tuple[int, Any]] = []
+        self.patience = _PATIENCE
+        # nobody writes into it: that its writing end is closed tells the jobs that this process is gone, killed or not
+        self._sweep_lives, self._writer = self.context.Pipe(duplex=False)
 
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:
         """See ``Launcher.start``; jobs share the GPUs out."""
         self._running = [(gpu, process) for gpu, process in self._running if process.is_alive()]
         busy = [gpu for gpu, _ in self._running]
         gpu = min(range(self.gpus), key=busy.count) if self.gpus else -1
-        process = self.context.Process(target=_perform_alone, args=(job, entry, self.threads, gpu), daemon=False)
+        what = (job, entry, self.threads, gpu, self._sweep_lives)
+        process = self.context.Process(target=_perform_alone, args=what, daemon=False)
         process.start()
         self._running.append((gpu, process))
-        return _Process(process)
+        return _Process(process, self.patience)
 
 
 @register_launcher("torchrun")
@@ -128,6 +135,7 @@ class TorchrunLauncher(LocalLauncher):
         self.nproc_per_node = nproc_per_node
         self.threads = threads or max(1, self.threads // nproc_per_node)
         self.gpus = 0  # torchrun's processes choose their own
+        self.patience = 4 * _PATIENCE
 
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:
         """See ``Launcher.start``."""
@@ -140,42 +148,76 @@ def run_under_torchrun(command: str, processes: int, threads: int, arguments: Se
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     call = [*launcher, "-m", _MODULES[command], *arguments]
-    return subprocess.run(call, env=environment, stdout=sys.stdout, stderr=sys.stderr, check=False).returncode
+    process = subprocess.Popen(call, env=environment, stdout=sys.stdout, stderr=sys.stderr)
+    _TORCHRUNS.append(process)
+    try:
+        return process.wait()
+    finally:
+        _end_torchrun(process)
+        _TORCHRUNS.remove(process)
+
+
+def _end_torchrun(process: subprocess.Popen[bytes]) -> None:
+    """Asks torchrun to end its processes; killed at once it would leave them behind."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=3 * _PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _Process:
     """A job in a process that leads a group of its own."""
 
-    def __init__(self, process: Any) -> None:
-        self.process = process
+    def __init__(self, process: Any, patience: float = _PATIENCE) -> None:
+        self.process, self.patience = process, patience
 
     def is_over(self) -> bool:
         return not self.process.is_alive()
 
     def interrupt(self) -> None:
-        if self.process.is_alive():
-            os.killpg(self.process.pid, signal.SIGINT)  # torchrun's processes too
+        self._send(signal.SIGINT)
 
     def stop(self) -> None:
-        self.process.join(timeout=10)
-        if self.process.is_alive():
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.join()
+        self.process.join(timeout=self.patience)
+        self._send(signal.SIGKILL)
+        self.process.join()
+
+    def _send(self, what: signal.Signals) -> None:
+        """To the group, torchrun included, or to a process that has just started and leads none yet."""
+        if not self.process.is_alive():
+            return
+        try:
+            os.killpg(self.process.pid, what)
+        except ProcessLookupError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, what)
 
 
-def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int) -> None:
+def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int, sweep_lives: Any) -> None:
     """The body of a job's own process."""
     os.setsid()  # the terminal's Ctrl-C is for the sweep, which hands it on
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    threading.Thread(target=_end_with_the_sweep, args=(os.getppid(),), daemon=True).start()
-    if gpu >= 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    torch.set_num_threads(threads)
-    perform(job, entry)
+    threading.Thread(target=_end_with_the_sweep, args=(sweep_lives,), daemon=True).start()
+    try:
+        if gpu >= 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        torch.set_num_threads(threads)
+        perform(job, entry)
+    except Exception as error:  # before or after the command: no folder, a full disk
+        write_outcome(job.folder, Outcome(job.run.id, FAILED, f"{type(error).__name__}: {error}"))
+        raise
 
 
-def _end_with_the_sweep(parent: int) -> None:
-    """Without it, runs of a sweep that was killed would go on, beside those of the sweep started again."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_the_sweep(sweep_lives: Any) -> None:
+    """Without it, runs of a sweep that was killed would go on, beside those of the sweep started again.
+
+    The parent's death would not tell: the fork server lives on as long as one of its children does.
+    """
+    with contextlib.suppress(OSError, EOFError):
+        sweep_lives.poll(None)
+    for process in list(_TORCHRUNS):
+        _end_torchrun(process)
     os.killpg(0, signal.SIGKILL)

@@ -19,6 +19,8 @@ Load = Callable[[str, Sequence[str]], dict[str, Any]]
 
 # where a run is made and what it writes on the way changes nothing that it finds
 FREE_KEYS = ("run_dir", "cache_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "plugins")
+# parameters that came later, at the value that means what was done before: what was made then keeps its identity
+_LATER = (("num_permutations", None),)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,13 @@ def dependants(runs: Sequence[Run], run_id: str) -> list[Run]:
 
 def identity(config: Mapping[str, Any]) -> str:
     """Hash of what determines a run's result, 12 hexadecimal digits."""
-    return config_sha256({key: value for key, value in config.items() if key not in FREE_KEYS})[:12]
+    return config_sha256(_without_later({key: value for key, value in config.items() if key not in FREE_KEYS}))[:12]
+
+
+def _without_later(config: Any) -> Any:
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _without_later(value) for key, value in config.items() if (key, value) not in _LATER}
 
 
 def _pretraining(sweep: Sweep, load: Load, method: str, variant: str, changes: Sequence[str], seed: int) -> Run:
@@ -115,7 +123,7 @@ def _benchmark(sweep: Sweep, load: Load, benchmark: str, trained: Run) -> Run:
     given = (*chosen, *sweep.plugins, *sweep.benchmarking, *sweep.measure, *settings, f"seed={trained.seed}")
     overrides = _with_roots(given, sweep.roots)
     if trained.variant:
-        overrides += (f"method={quoted(f'{trained.method} ({trained.variant})')}",)
+        overrides += (f"++method={quoted(f'{trained.method} ({trained.variant})')}",)
     config = load(BENCHMARK, (*overrides, f"weights={trained.id}"))
     run_id = identity(config)
     return dataclasses.replace(

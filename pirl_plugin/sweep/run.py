@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pirl_plugin.sweep.jobs import Entry, Job
+from pirl_plugin.sweep.jobs import CONSOLE, Entry, Job
 from pirl_plugin.sweep.launchers import Handle, Launcher
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.state import (
@@ -85,17 +85,32 @@ class Execution:
     def _collect(self) -> int:
         """Takes in the jobs that have ended."""
         over = [run_id for run_id, handle in self._handles.items() if handle.is_over()]
+        taken = 0
         for run_id in over:
-            del self._handles[run_id]
             run = self.runs[run_id]
-            outcome = self.outcome(run)
-            if outcome is None:  # killed, or out of memory: it had no time to say so
-                outcome = Outcome(run_id, FAILED, "the process ended without a word: killed, or out of memory")
-                write_outcome(self.folder(run), outcome)
+            if run.needs in self._handles:
+                continue  # what became of the one that it needs may be the reason
+            del self._handles[run_id]
+            taken += 1
+            outcome = self.outcome(run) or self._left_without_a_word(run)
             self.states[run_id] = outcome.state
             if outcome.state == FAILED:
                 log.warning("failed: %s: %s", run.label, outcome.reason)
-        return len(over)
+        return taken
+
+    def _left_without_a_word(self, run: Run) -> Outcome:
+        """Killed, or out of memory, with no time to say so; or never started, as a queue does without what it needs."""
+        if run.needs and self.states[run.needs] in (FAILED, SKIPPED):
+            outcome = self._lost(run)
+        else:
+            reason = f"the process ended without a word: killed, or out of memory; see {CONSOLE}, if it came that far"
+            outcome = Outcome(run.id, FAILED, reason)
+        write_outcome(self.folder(run), outcome)
+        return outcome
+
+    def _lost(self, run: Run) -> Outcome:
+        assert run.needs is not None
+        return Outcome(run.id, SKIPPED, f"{self.runs[run.needs].label} {self.states[run.needs]}")
 
     def _skip(self) -> int:
         """Gives up the runs whose pretraining failed."""
@@ -105,9 +120,7 @@ class Execution:
             if self.states[run.id] == WAITING and run.needs and self.states[run.needs] in (FAILED, SKIPPED)
         ]
         for run in lost:
-            assert run.needs is not None
-            reason = f"{self.runs[run.needs].label} {self.states[run.needs]}"
-            write_outcome(self.folder(run), Outcome(run.id, SKIPPED, reason))
+            write_outcome(self.folder(run), self._lost(run))
             self.states[run.id] = SKIPPED
         return len(lost)
 
