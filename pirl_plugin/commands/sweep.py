@@ -37,7 +37,8 @@ examples:
   python tools/sweep.py sweep=lambda --dry-run                          what would be done
 
 Ctrl-C or a crash loses nothing: the same command goes on. What is finished is never made again.
-groups: sweep ({sweeps}), launcher ({launchers})
+sweeps: {sweeps}
+launchers: {launchers}
 """
 
 
