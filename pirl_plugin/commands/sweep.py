@@ -18,6 +18,8 @@ from pirl_plugin.report.build import write_report
 from pirl_plugin.report.plain import for_terminal
 from pirl_plugin.report.sources import Planned, read
 from pirl_plugin.schema import Problem, check_arguments
+from pirl_plugin.sweep.estimate import estimate
+from pirl_plugin.sweep.estimate import table as estimates_table
 from pirl_plugin.sweep.plan import BENCHMARK, TRAIN, Run, plan
 from pirl_plugin.sweep.progress import Progress
 from pirl_plugin.sweep.run import Execution
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with rough estimates and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
     outcome: list[bool] = []
@@ -69,6 +71,8 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
     execution = Execution(runs, Path(settings.store), launcher, ENTRIES)
     if dry_run:
         print(table(runs, execution.states))
+        found = [estimate(run, {} if run.needs else load(TRAIN, run.overrides), execution.store) for run in runs]
+        print(f"\n{estimates_table(runs, found)}")
         return True
     folder = Path(settings.run_dir)
     log_to(folder)
