@@ -17,7 +17,7 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin.benchmarks.runner import problems_of
-from pirl_plugin.commands import benchmark, convert, demo, published, show_curves, show_views, sweep, train
+from pirl_plugin.commands import benchmark, compare, convert, demo, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.config import groups, load
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -29,6 +29,7 @@ MAINS = {
     "tools/train.py": train.main,
     "tools/benchmark.py": benchmark.main,
     "tools/convert.py": convert.main,
+    "tools/compare.py": compare.main,
     "tools/list.py": list_command.main,
     "tools/published.py": published.main,
     "tools/sweep.py": sweep.main,

@@ -68,7 +68,7 @@ def builds_scale(option: str, tmp_path: Path) -> None:
     optimizer = scale.pop("optimizer")
     for method in configs.groups()["method"]:
         config = composed("train", f"method={method}", *TINY)
-        if re.search(r"_\d+$", method) and config["num_epochs"]:
+        if method.endswith(("_32", "_64")) and config["num_epochs"]:
             assert {key: config[key] for key in scale} == scale, method
             assert {key: config["optimizer"][key] for key in optimizer} == optimizer, method
 
