@@ -6,6 +6,7 @@ neither the dependencies between pretraining and benchmarks nor jobs that are in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -213,10 +214,18 @@ class Submitted:
             os.kill(int(self.job_id), signal.SIGINT)
 
     def stop(self) -> None:
-        """Waits for an interrupted job on this machine."""
+        """Waits for an interrupted job on this machine, then ends it by force."""
+        if self.cluster != "local":
+            return
         end = time.monotonic() + 10
-        while self.cluster == "local" and self._is_running_here() and time.monotonic() < end:
+        while self._is_running_here() and time.monotonic() < end:
             time.sleep(0.05)
+        if self._is_running_here():
+            for pid in [*_children(self.job_id), int(self.job_id)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.submitted._process is not None:
+                self.submitted._process.wait()
 
     def _is_running_here(self) -> bool:
         if self.submitted._process is not None:  # ours: it must be waited for, or it stays as a zombie
@@ -226,6 +235,14 @@ class Submitted:
 
 def _leave_preemption_to_the_parent() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _children(pid: str) -> list[int]:
+    """The processes that a process of this machine started."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _is_controller(pid: str) -> bool:
