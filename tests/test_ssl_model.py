@@ -190,3 +190,25 @@ def test_channels_last_gives_the_same():
     fast = model().eval().to(memory_format=torch.channels_last)
     for view, x in fast(views).items():
         torch.testing.assert_close(x, expected[view], atol=1e-4, rtol=1e-3)
+
+
+def test_running_statistics_of_chosen_views():
+    """Images and patches in training leave the statistics that images alone leave; the embeddings are as ever."""
+    extras: tuple[dict, ...] = ({}, {}, {"running_statistics_of": ["image"]})
+    both, images_alone, chosen = (build("model", CONFIG | extra) for extra in extras)
+    for net in (images_alone, chosen):
+        net.load_state_dict(both.state_dict())
+    views = batch(8)
+    expected, found = both.train()(views), chosen.train()(views)
+    images_alone.train()({"image": views["image"]})
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    for name, statistic in images_alone.trunk.named_buffers():
+        if "running" in name:
+            assert torch.equal(chosen.trunk.get_buffer(name), statistic), name
+            assert not torch.equal(both.trunk.get_buffer(name), statistic), name
+    assert {layer.momentum for layer in chosen.modules() if isinstance(layer, torch.nn.BatchNorm2d)} == {0.1}
+
+
+def test_running_statistics_of_no_view():
+    with pytest.raises(ValueError, match=r"running_statistics_of: 'imgae' is no view.*image, patches"):
+        build("model", CONFIG | {"running_statistics_of": ["imgae"]})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import torch
 from classy_vision.models import ClassyModel, register_model
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # what SyncBatchNorm and all dimensions share
 
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.registry import Configurable, build
@@ -30,6 +32,9 @@ class SSLModel(Configurable, ClassyModel):
         heads: configuration of the head of each view, e.g. ``{"image": {"name": "linear"}, "patches": {"name":
             "jigsaw"}}``; ``in_dim`` comes from the trunk. The task gives its own.
         shared_heads: views that pass through the head of another view, e.g. ``{"crops": "image"}``.
+        running_statistics_of: the views whose batches the running statistics of the trunk's batch norm follow, which
+            stand in for batch statistics whenever the trunk is evaluated. None: all views, as in the released
+            implementation; the average of whole images and small patches then fits neither.
     """
 
     wrapper_cls = None  # classy-vision's own heads hang on blocks inside a model; these ones follow it, one a view
@@ -39,6 +44,7 @@ class SSLModel(Configurable, ClassyModel):
         trunk: Annotated[dict[str, Any], Component("model"), PROVIDED],
         heads: Annotated[dict[str, Annotated[dict[str, Any], Component("head")]], PROVIDED],
         shared_heads: dict[str, str] | None = None,
+        running_statistics_of: list[str] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -59,6 +65,12 @@ class SSLModel(Configurable, ClassyModel):
                 raise ValueError(
                     f"shared_heads: {view!r} must be a view without a head and {owner!r} one with a head. "
                     f"Heads: {', '.join(self.heads)}."
+                )
+        self.running_statistics_of = running_statistics_of
+        for view in running_statistics_of or []:
+            if view not in self.heads and view not in self.shared_heads:
+                raise ValueError(
+                    f"running_statistics_of: {view!r} is no view with a head. Heads: {', '.join(self.heads)}."
                 )
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,11 +124,13 @@ class SSLModel(Configurable, ClassyModel):
 
     def _trunk_features(self, view: str, x: Tensor, trunk: nn.Module) -> Tensor:
         """``(B, C)`` for images, ``(B, V, C)`` for crops or patches, which the trunk sees as one batch of ``B * V``."""
-        if x.ndim == 4:
-            return trunk(self.normalize(x))
-        if x.ndim == 5:
+        if x.ndim not in (4, 5):
+            raise ValueError(f"view {view!r} must be (B, 3, H, W) or (B, V, 3, h, w), got {tuple(x.shape)}.")
+        followed = self.running_statistics_of is None or view in self.running_statistics_of
+        with nullcontext() if followed else kept_running_statistics(trunk):
+            if x.ndim == 4:
+                return trunk(self.normalize(x))
             return trunk(self.normalize(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        raise ValueError(f"view {view!r} must be (B, 3, H, W) or (B, V, 3, h, w), got {tuple(x.shape)}.")
 
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
         """``{"model": {"trunk": state dict, "heads": {view: state dict}}}``, tied to the model unless copied."""
@@ -131,6 +145,20 @@ class SSLModel(Configurable, ClassyModel):
                 but for what torch itself had copied before it met the first wrong shape.
         """
         load_encoder(self.trunk, self.heads, state.get("model") if isinstance(state, Mapping) else None, strict)
+
+
+@contextmanager
+def kept_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by its batch as ever, but its running statistics stay as they are."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def is_pixels(x: Tensor) -> bool:
