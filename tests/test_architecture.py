@@ -22,6 +22,7 @@ FLOORS = (
     | {"plugins"},
     {"losses", "memory", "data", "models", "optim", "hooks"},
     {"tasks", "benchmarks", "sweep", "report", "config", "listing", "integrations"},
+    {"speed"},
     {"commands"},
 )
 COMPONENTS = FLOORS[1]  # these know each other through the registry only

@@ -1,0 +1,29 @@
+"""The areas of ``tools/bench.py`` by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pirl_plugin.speed import negatives
+from pirl_plugin.speed.measuring import Row, Settings, Work
+
+
+@dataclass(frozen=True)
+class Area:
+    """One area.
+
+    Attributes:
+        about: one line for the help.
+        rows: measures, row by row.
+        to_profile: sets up the work whose trace is worth seeing, ours alone; None: nothing is.
+    """
+
+    about: str
+    rows: Callable[[Settings], Iterator[Row]]
+    to_profile: Callable[[Settings], Work] | None = None
+
+
+AREAS: dict[str, Area] = {
+    "negatives": Area("drawing a step's negatives", negatives.rows, negatives.to_profile),
+}
