@@ -163,6 +163,24 @@ MACHINE: {DEVICE: cpu}
 CHECKPOINT: {AUTO_RESUME: False, CHECKPOINT_FREQUENCY: 1}
 """
 
+# transforms, collator and heads as in VISSL's own configuration of PIRL, at a small size; the loss alone is ours
+VISSLS_OWN = """
+DATA:
+  TRAIN:
+    TRANSFORMS:
+      - {name: ImgPilToPatchesAndImage, crop_size_image: 64, crop_size_patches: 255, num_patches: 9}
+      - {name: ColorJitter, brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2}
+      - {name: RandomHorizontalFlip}
+      - {name: ToTensor}
+      - {name: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
+    COLLATE_FUNCTION: patch_and_image_collator
+MODEL:
+  HEAD:
+    PARAMS:
+      - [[mlp, {dims: [512, 16]}], [siamese_concat_view, {num_towers: 9}], [mlp, {dims: [144, 16]}]]
+      - [[mlp, {dims: [512, 16]}]]
+"""
+
 
 @needs_vissl
 def test_vissl_finds_our_components() -> None:
@@ -176,7 +194,8 @@ def test_vissl_finds_our_components() -> None:
 
 
 @needs_vissl
-def test_vissl_trains_and_its_checkpoint_holds_the_bank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [{}, yaml.safe_load(VISSLS_OWN)], ids=["our parts", "VISSL's own parts"])
+def test_vissl_trains_and_its_checkpoint_holds_the_bank(parts: dict[str, Any], tmp_path: Path) -> None:
     """Two processes, two epochs of two steps: every image's row has moved, and our reader finds the trunk."""
     folder = tmp_path / "images" / "class"
     folder.mkdir(parents=True)
@@ -184,6 +203,9 @@ def test_vissl_trains_and_its_checkpoint_holds_the_bank(tmp_path: Path) -> None:
         pixels = np.random.default_rng(index).integers(0, 256, (48, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     config = yaml.safe_load(CONFIG)
+    if parts:
+        config["DATA"]["TRAIN"] |= parts["DATA"]["TRAIN"]
+        config["MODEL"] |= parts["MODEL"]
     config["DATA"]["TRAIN"]["DATA_PATHS"] = [str(folder.parent)]
     config["CHECKPOINT"]["DIR"] = str(tmp_path / "run")
     (tmp_path / "configs" / "config").mkdir(parents=True)
