@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,13 @@ import torch
 from classy_vision.hooks import ClassyHook
 from classy_vision.trainer import LocalTrainer
 from cluster_methods import of_processes, small
+from ranks import run_ranks
 from small_task import assert_identical, everything
 from test_checkpoint_resume import Killer, Stop
 
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
-
-HERE = Path(__file__).parent
 
 
 class Watch(ClassyHook):
@@ -106,20 +102,7 @@ def test_without_the_hook_nothing_starts() -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with what both ranks found, of one start of two processes for both methods."""
     folder = tmp_path_factory.mktemp("two")
-    processes = []
-    for rank in (0, 1):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2"}
-        with (folder / f"rank_{rank}.txt").open("w") as output:
-            command = [sys.executable, str(HERE / "cluster_methods.py"), str(folder)]
-            processes.append(
-                subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=output, stderr=output)
-            )
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join(path.read_text()[-2000:] for path in folder.glob("rank_*.txt"))
+    run_ranks("cluster_methods.py", folder)
     return folder
 
 

@@ -13,33 +13,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distributed_worker import SCENARIOS, run
+from ranks import HERE, ONE_THREAD, run_ranks
 from small_task import NUM_IMAGES, assert_identical
 from test_checkpoint_resume import COMMAND, flat, metrics
 
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.weights.files import read_weights
 
-HERE = Path(__file__).resolve().parent
 TIMEOUT = 300
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of both ranks, of one start of two processes for all tests."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, str(HERE / "distributed_worker.py"), str(folder)]
-    processes = []
-    for rank in (0, 1):
-        environment = {**os.environ, **ONE_THREAD, "RANK": str(rank), "WORLD_SIZE": "2"}
-        with (folder / f"rank_{rank}.txt").open("w") as output:
-            processes.append(subprocess.Popen(command, env=environment, cwd=HERE.parent, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=TIMEOUT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join(path.read_text()[-2000:] for path in folder.glob("rank_*.txt"))
+    run_ranks("distributed_worker.py", folder)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightly.loss
 import pytest
 import torch
 from lightly_worker import CONFIGS, OF_THE_GLOBAL_BATCH, embeddings, frozen, measured
+from ranks import run_ranks
 from small_task import assert_identical
 from torch import Tensor
 
@@ -21,7 +18,6 @@ from pirl_plugin.losses.lightly_losses import TwoViewLoss
 from pirl_plugin.registry import build
 from pirl_plugin.schema import ConfigError
 
-HERE = Path(__file__).resolve().parent
 IDS = torch.arange(2)
 
 
@@ -232,20 +228,7 @@ def test_wrong_embeddings() -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found, of one start of two processes for all tests."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, str(HERE / "lightly_worker.py"), str(folder)]
-    processes = []
-    for rank in (0, 1):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2"}
-        with (folder / f"rank_{rank}.txt").open("w") as output:
-            processes.append(
-                subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=output, stderr=output)
-            )
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join(path.read_text()[-2000:] for path in folder.glob("rank_*.txt"))
+    run_ranks("lightly_worker.py", folder)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from linear_worker import CACHED, SCENARIOS, SIZE, Kept, Squares, context, plan, run, run_cached, small_batches
 from PIL import Image
+from ranks import run_ranks
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -34,7 +31,6 @@ from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.registry import build
 from pirl_plugin.schema import ConfigError
 
-HERE = Path(__file__).resolve().parent
 FIVE = ["conv1", "res2", "res3", "res4", "res5"]
 
 
@@ -522,24 +518,7 @@ def test_without_colours_it_is_the_plain_training_view():
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    processes = []
-    for rank in (0, 1):
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-        }
-        with (folder / f"rank_{rank}.txt").open("w") as output:
-            command = [sys.executable, str(HERE / "linear_worker.py"), str(folder)]
-            processes.append(subprocess.Popen(command, env=environment, cwd=HERE.parent, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join(path.read_text()[-2000:] for path in folder.glob("rank_*.txt"))
+    run_ranks("linear_worker.py", folder)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
