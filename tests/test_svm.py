@@ -1,4 +1,4 @@
-"""The SVMs and the choice of their costs, against slow loops, the objective itself and scikit-learn's own."""
+"""liblinear's SVMs and the choice of their costs, against slow loops, the objective itself and scikit-learn's own."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from pirl_plugin.benchmarks.svm import (
-    COSTS,
-    SOLVERS,
-    Problem,
-    SVMSettings,
-    choose_costs,
-    cross_validate,
-    nearest_to_one,
-    solve,
-    triangular,
-)
+from pirl_plugin.benchmarks import svm_liblinear
+from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, nearest_to_one, solve
+from pirl_plugin.benchmarks.svm_problem import Problem, SVMSettings, triangular
 
-HERE = SVMSettings(num_jobs=1)
-real = SOLVERS["liblinear"]
+HERE = SVMSettings("liblinear", num_jobs=1)
+real = svm_liblinear.fit
 
 
 def quiet(items, total, what):
@@ -120,14 +112,16 @@ def test_the_number_of_processes_does_not_matter():
     """Bit for bit; with threads it would: liblinear's fits of one process share a random generator."""
     x = points(300, 40)
     problems = [problem(x, positives, (1.0, 100.0), seed=positives) for positives in (10, 60, 150)]
-    for one, two in zip(solve(x, problems, HERE), solve(x, problems, SVMSettings(num_jobs=2)), strict=True):
+    for one, two in zip(
+        solve(x, problems, HERE), solve(x, problems, SVMSettings("liblinear", num_jobs=2)), strict=True
+    ):
         np.testing.assert_array_equal(one.weights, two.weights)
         np.testing.assert_array_equal(one.biases, two.biases)
 
 
 def test_equal_problems_are_solved_once(monkeypatch):
     x, asked = points(), []
-    monkeypatch.setitem(SOLVERS, "liblinear", lambda *given: asked.append(given[1]) or real(*given))
+    monkeypatch.setattr(svm_liblinear, "fit", lambda *given: asked.append(given[1]) or real(*given))
     a, b = problem(x, 10, (1.0,)), problem(x, 20, (1.0,))
     other_costs = Problem(a.rows, a.targets, (2.0,))
     given = [a, b, Problem(a.rows.copy(), a.targets.copy(), (1.0,)), other_costs, b]
@@ -140,7 +134,7 @@ def test_equal_problems_are_solved_once(monkeypatch):
 def test_the_seed_decides_the_solvers_order():
     x = points(200, 30)
     one = problem(x, 40, (1000.0,))
-    first, again, other = (next(solve(x, [one], SVMSettings(num_jobs=1, seed=seed))) for seed in (0, 0, 1))
+    first, again, other = (next(solve(x, [one], SVMSettings("liblinear", num_jobs=1, seed=seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.weights, again.weights)
     assert not np.array_equal(first.weights, other.weights)
     np.testing.assert_allclose(first.weights, other.weights, rtol=0.05, atol=0.05)
@@ -149,11 +143,11 @@ def test_the_seed_decides_the_solvers_order():
 def test_fits_that_do_not_converge_are_counted_and_not_warned_of():
     x = points()
     one = problem(x, 20, (0.01, 1000.0))
-    settings = SVMSettings(num_jobs=1, max_iter=20)
+    settings = SVMSettings("liblinear", num_jobs=1, max_iter=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (found,) = solve(x, [one], settings)
-        assert settings.unconverged(found) == 1
+        assert found.unconverged == 1
         validation = cross_validate(x, [one], 3, settings, quiet)
     assert (validation.fits, validation.unconverged) == (6, 3)
 

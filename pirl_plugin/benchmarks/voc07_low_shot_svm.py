@@ -13,8 +13,9 @@ from annotated_types import Ge, Len
 
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.low_shot_samples import Negatives, draw_low_shot, sample_generator
-from pirl_plugin.benchmarks.svm import COSTS, Floats, Problem, SVMSettings, cross_validate, nearest_to_one, solve
+from pirl_plugin.benchmarks.svm import COSTS, cross_validate, nearest_to_one, solve
 from pirl_plugin.benchmarks.svm_data import SVMData, deviations, percent, protocol_name, squashed_view
+from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.benchmarks.voc07_svm import METRICS, Layer
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
@@ -52,7 +53,7 @@ class VOC07LowShotSVM(Benchmark):
     """Linear SVMs from k images of each class: mean average precision over the classes, mean of five samples.
 
     For each class and each of five independent samples, k images that show it and (C - 1) k that do not; features of
-    unit length, one LinearSVC a class (squared hinge, L2, positives weighted twice). One cost serves all classes of a
+    unit length, one SVM a class (squared hinge, L2, positives weighted twice). One cost serves all classes of a
     k; how it is chosen is the protocol:
 
     * ``held_out``: in each sample, by stratified 3-fold cross-validation (2-fold for k = 2) within the sample, the best
@@ -78,9 +79,9 @@ class VOC07LowShotSVM(Benchmark):
         negatives: ``uniform``: from all images without the class, as the released code; ``per_class``: k that show each
             other class.
         folds: of the cross-validation, at most (``held_out`` only).
-        max_iter: passes of the solver over the images at most.
-        solver: what fits the SVMs.
-        num_jobs: processes that fit SVMs; null: one a core, as far as memory allows.
+        solver: ``newton`` or ``liblinear``, as ``voc07_svm``.
+        max_iter: of liblinear, passes over the images at most.
+        num_jobs: of liblinear, processes; null: one a core, as far as memory allows.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class VOC07LowShotSVM(Benchmark):
         pooling: Literal["grid", "avg"] = "grid",
         negatives: Negatives = "uniform",
         folds: Annotated[int, Ge(2)] = _FOLDS,
+        solver: SolverName = "newton",
         max_iter: PositiveInt = _MAX_ITER,
-        solver: Literal["liblinear"] = "liblinear",
         num_jobs: PositiveInt | None = None,
     ) -> None:
         self.layers = sorted(set(layers), key=LAYERS.index)
@@ -157,7 +158,7 @@ class VOC07LowShotSVM(Benchmark):
         self, context: BenchmarkContext, data: SVMData, points: tuple[Floats, Floats], shots: Shots, what: str
     ) -> tuple[Floats, dict[str, Any]]:
         """The samples' mAP, ``(S,)`` percent, and how it came about."""
-        settings = SVMSettings(self.solver, self.max_iter, context.seed, self.num_jobs)
+        settings = SVMSettings(self.solver, self.max_iter, context.seed, self.num_jobs, str(context.device))
         train, test = points
         problems, notes = shots.problems, dict[str, Any]()
         chosen: list[float] | None = None
@@ -168,11 +169,11 @@ class VOC07LowShotSVM(Benchmark):
                 for problem, sample in zip(problems, shots.samples, strict=True)
             ]
         scores = np.zeros((self.num_samples, len(problems[0].costs), *data.test.shape))
-        solutions = context.progress(solve(train, problems, settings), len(problems), what)
+        solutions = solve(train, problems, settings, context.progress, what)
         unconverged = notes.get("fits_not_converged", 0)
         for sample, label, solution in zip(shots.samples, shots.labels, solutions, strict=True):
             scores[sample, :, :, label] = solution.scores(test).T
-            unconverged += settings.unconverged(solution)
+            unconverged += solution.unconverged
         found = {
             metric: np.array([[np.nanmean(percent(x, data.test, rule)) for x in of_sample] for of_sample in scores])
             for metric, rule in METRICS.items()
@@ -185,6 +186,7 @@ class VOC07LowShotSVM(Benchmark):
             "mAP_11point": round(float(values["mAP_11point"].mean()), 3),
             "optimistic": chosen is None,
             "costs": chosen or [self.costs[best]] * self.num_samples,
+            "solver": self.solver,
             "fits": notes.get("fits", 0) + sum(len(problem.costs) for problem in problems),
             "fits_not_converged": unconverged,
         }
@@ -222,7 +224,7 @@ class VOC07LowShotSVM(Benchmark):
             "pooling": (self.pooling, "grid"),
             "negatives": (self.negatives, "uniform"),
             "folds": (self.folds if self.protocol == "held_out" else _FOLDS, _FOLDS),
-            "max_iter": (self.max_iter, _MAX_ITER),
+            "max_iter": (self.max_iter if self.solver == "liblinear" else _MAX_ITER, _MAX_ITER),
         }
         return deviations(context, self.evaluation_view(context.image_size), settings)
 

@@ -13,8 +13,9 @@ from annotated_types import Ge, Len
 
 from pirl_plugin.benchmarks.average_precision import Rule
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.svm import COSTS, Floats, Problem, SVMSettings, choose_costs, cross_validate, solve
+from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, solve
 from pirl_plugin.benchmarks.svm_data import SVMData, deviations, percent, protocol_name, squashed_view
+from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
@@ -49,7 +50,7 @@ PROTOCOLS = {
 class VOC07SVM(Benchmark):
     """One linear SVM a class on frozen features of each layer: mean average precision (VOC07 classification).
 
-    Features of unit length, one LinearSVC for each class (squared hinge, L2, positives weighted twice), its cost the
+    Features of unit length, one SVM for each class (squared hinge, L2, positives weighted twice), its cost the
     one of the best average precision in 3-fold cross-validation on the training split. Images that show a class only in
     difficult objects are negatives in training and are left out of the test. For any dataset with labels: those with
     one label an image are taken class against class.
@@ -71,9 +72,10 @@ class VOC07SVM(Benchmark):
         costs: costs to choose from; null is the protocol's own.
         pooling: ``avg`` (global) or ``grid`` (about 9,000 numbers); null is the protocol's own.
         folds: of the cross-validation.
-        max_iter: passes of the solver over the images at most.
-        solver: what fits the SVMs.
-        num_jobs: processes that fit SVMs; null: one a core, as far as memory allows.
+        solver: ``newton``: all classes and folds at once, on the device. ``liblinear``: the published protocols' own
+            (scikit-learn's LinearSVC), one fit after another; the same objective, the same numbers within 0.1.
+        max_iter: of liblinear, passes over the images at most.
+        num_jobs: of liblinear, processes; null: one a core, as far as memory allows.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class VOC07SVM(Benchmark):
         costs: Annotated[Sequence[PositiveFloat], Len(1)] | None = None,
         pooling: Literal["avg", "grid"] | None = None,
         folds: Annotated[int, Ge(2)] = _FOLDS,
+        solver: SolverName = "newton",
         max_iter: PositiveInt = _MAX_ITER,
-        solver: Literal["liblinear"] = "liblinear",
         num_jobs: PositiveInt | None = None,
     ) -> None:
         self.protocol, self.published = protocol, PROTOCOLS[protocol]
@@ -124,17 +126,17 @@ class VOC07SVM(Benchmark):
         """Scores of the test images, ``(M, C)``, and how they came about."""
         train, test = data.points(layer)
         labels, problems = one_against_rest(data, self.costs)
-        settings = SVMSettings(self.solver, self.max_iter, context.seed, self.num_jobs)
+        settings = SVMSettings(self.solver, self.max_iter, context.seed, self.num_jobs, str(context.device))
         validation = cross_validate(
             train, problems, self.folds, settings, context.progress, f"{layer}: cross-validation"
         )
         chosen = choose_costs(validation.precisions, self.costs)
         last = [dataclasses.replace(problem, costs=(cost,)) for problem, cost in zip(problems, chosen, strict=True)]
         scores, unconverged = np.zeros(data.test.shape), validation.unconverged
-        solutions = context.progress(solve(train, last, settings), len(last), f"{layer}: SVMs")
+        solutions = solve(train, last, settings, context.progress, f"{layer}: SVMs")
         for label, solution in zip(labels, solutions, strict=True):
             scores[:, label] = solution.scores(test)[:, 0]
-            unconverged += settings.unconverged(solution)
+            unconverged += solution.unconverged
         names = [data.class_names[label] for label in labels]
         costs, best = dict(zip(names, chosen, strict=True)), validation.precisions.max(axis=1)
         log.info("%s: costs chosen by cross-validation: %s", layer, costs)
@@ -143,6 +145,7 @@ class VOC07SVM(Benchmark):
             "cross_validated_AP": by_class(names, 100 * best),
             "classes_not_cross_validated": [name for name, one in zip(names, best, strict=True) if np.isnan(one)],
             "classes_not_learned": [name for name in data.class_names if name not in costs],  # all scores are equal
+            "solver": self.solver,
             "fits": validation.fits + len(last),
             "fits_not_converged": unconverged,
         }
@@ -152,7 +155,7 @@ class VOC07SVM(Benchmark):
             "costs": (self.costs, self.published.costs),
             "pooling": (self.pooling, self.published.pooling),
             "folds": (self.folds, _FOLDS),
-            "max_iter": (self.max_iter, _MAX_ITER),
+            "max_iter": (self.max_iter if self.solver == "liblinear" else _MAX_ITER, _MAX_ITER),
         }
         return deviations(context, self.evaluation_view(context.image_size), settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pirl_plugin.speed import negatives
+from pirl_plugin.speed import negatives, svm
 from pirl_plugin.speed.measuring import Row, Settings, Work
 
 
@@ -26,4 +26,5 @@ class Area:
 
 AREAS: dict[str, Area] = {
     "negatives": Area("drawing a step's negatives", negatives.rows, negatives.to_profile),
+    "svm": Area("the VOC07 SVMs at all costs", svm.rows, svm.to_profile),
 }
