@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from pirl_plugin.sweep import launchers
 from pirl_plugin.sweep.jobs import CONSOLE, Job, newest_checkpoint, perform
 from pirl_plugin.sweep.launchers import Handle, InlineLauncher, Launcher, LocalLauncher
 from pirl_plugin.sweep.plan import Run
@@ -231,6 +234,26 @@ def write_and_wait(arguments: Sequence[str]) -> int:
 
 def leave_a_checkpoint(arguments: Sequence[str]) -> int:
     return Recorder()(arguments)
+
+
+def test_as_many_local_processes_as_there_are_cores_for(monkeypatch):
+    monkeypatch.setattr(launchers.os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr(launchers.torch.cuda, "device_count", lambda: 0)
+    settings = [{}, {"threads": 1}, {"threads": 4}, {"threads": 9}, {"jobs": 2}, {"jobs": 2, "threads": 1}]
+    made = [LocalLauncher(**setting) for setting in settings]
+    shapes = [(launcher.capacity, launcher.threads) for launcher in made]
+    assert shapes == [(3, 2), (6, 1), (1, 4), (1, 9), (2, 3), (2, 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", launchers._MODULES.values())
+def test_torchrun_can_start_the_commands(module, monkeypatch, capsys):
+    """As ``torchrun -m MODULE``: a module that only defines its functions would do nothing, with exit code 0."""
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert "key=value" in capsys.readouterr().out
 
 
 def test_local_processes(tmp_path):

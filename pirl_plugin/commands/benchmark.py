@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,3 +123,7 @@ def table(found: Sequence[Record]) -> str:
         for record in found
     ]
     return aligned([("method", "benchmark", "dataset", "setting", "metric", "value"), *rows])
+
+
+if __name__ == "__main__":  # torchrun -m
+    sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from pirl_plugin.registry import Configurable, register_launcher
-from pirl_plugin.schema import NonNegativeInt, PositiveInt, checked
+from pirl_plugin.schema import PositiveInt, checked
 from pirl_plugin.sweep.jobs import Entry, Job, perform
 from pirl_plugin.sweep.state import FAILED, Outcome, write_outcome
 
@@ -91,14 +91,15 @@ class LocalLauncher(Launcher):
     """Several processes of this machine, one run each.
 
     Args:
-        jobs: runs at once; null is one for each GPU, or for every two processor cores.
+        jobs: runs at once; null: as many as there are cores for, where ``threads`` is given, else one for each GPU, or
+            for every two cores.
         threads: of each run; null shares the cores out.
     """
 
-    def __init__(self, jobs: PositiveInt | None = None, threads: NonNegativeInt | None = None) -> None:
+    def __init__(self, jobs: PositiveInt | None = None, threads: PositiveInt | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.gpus = torch.cuda.device_count()
-        self.capacity = jobs or max(1, self.gpus or cores // 2)
+        self.capacity = jobs or max(1, cores // threads if threads else self.gpus or cores // 2)
         self.threads = threads or max(1, cores // self.capacity)
         # the server imports everything once; each job then starts in no time, in a process of its own
         self.context: Any = multiprocessing.get_context("forkserver")
@@ -130,7 +131,7 @@ class TorchrunLauncher(LocalLauncher):
         threads: of each process; null shares the cores out.
     """
 
-    def __init__(self, nproc_per_node: PositiveInt = 2, threads: NonNegativeInt | None = None) -> None:
+    def __init__(self, nproc_per_node: PositiveInt = 2, threads: PositiveInt | None = None) -> None:
         super().__init__(jobs=1, threads=threads)
         self.nproc_per_node = nproc_per_node
         self.threads = threads or max(1, self.threads // nproc_per_node)
