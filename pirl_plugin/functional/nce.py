@@ -37,8 +37,19 @@ def nce(positive: Tensor, negatives: Tensor, log_normalizer: Tensor | float, num
         The loss of each query in nats, ``(B,)``.
     """
     count = torch.isfinite(negatives).sum(dim=1).to(negatives.dtype)
-    offset = torch.log(count / num_images) + log_normalizer
-    return -F.logsigmoid(positive - offset) - F.logsigmoid(offset.unsqueeze(1) - negatives).sum(dim=1)
+    shift = offset(count, log_normalizer, num_images)
+    return -F.logsigmoid(positive - shift) - F.logsigmoid(shift.unsqueeze(1) - negatives).sum(dim=1)
+
+
+def offset(count: Tensor, log_normalizer: Tensor | float, num_images: int) -> Tensor:
+    """``log Z + log(N / n)``: the logit at which the estimator ``nce`` is undecided, ``h = 1 / 2``.
+
+    Args:
+        count: N, negatives of each query, of any shape.
+        log_normalizer: ``log Z``.
+        num_images: n.
+    """
+    return torch.log(count / num_images) + log_normalizer
 
 
 def softmax(positive: Tensor, negatives: Tensor) -> Tensor:
@@ -123,19 +134,23 @@ class _GatheredLogits(torch.autograd.Function):
         return total.transpose(0, 1), None, None, None
 
 
-def candidate_logits(queries: Tensor, rows: Tensor, ids: Tensor, temperature: float, chunk: int = 2048) -> Tensor:
-    """Cosine similarities over temperature between unit-norm queries and bank rows chosen by id.
+def candidate_logits(queries: Tensor, rows: Tensor, ids: Tensor, chunk: int = 2048) -> Tensor:
+    """Cosine similarities over temperature between queries and bank rows chosen by id; the plain way, in two passes.
 
     Args:
-        queries: unit-norm embeddings of V views of B images, ``(V, B, D)``.
+        queries: embeddings of V views of B images over the temperature, ``(V, B, D)``.
         rows: unit-norm bank rows, ``(n, D)``; no gradient flows into them.
         ids: rows to compare with: ``(B, K)``, a set of its own for each image, or ``(K,)``, one set for the batch.
-        temperature: tau, dimensionless, > 0.
         chunk: candidates gathered at a time when each image has its own; bounds the memory at ``B * chunk * D``.
 
     Returns:
         Logits ``(V, B, K)``.
     """
     if ids.ndim == 1:
-        return queries @ rows[ids].to(queries.dtype).T / temperature
-    return _GatheredLogits.apply(queries / temperature, rows, ids, chunk)
+        return queries @ rows[ids].to(queries.dtype).T
+    return _GatheredLogits.apply(queries, rows, ids, chunk)
+
+
+def without_own(logits: Tensor, ids: Tensor, own: Tensor | None) -> Tensor:
+    """Sets logits ``(V, B, K)`` with an image's own row to -inf; ``own`` is ``(B,)``, None where it cannot occur."""
+    return logits if own is None else logits.masked_fill(ids == own.unsqueeze(1), -torch.inf)

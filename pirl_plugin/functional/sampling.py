@@ -18,10 +18,10 @@ def draw_negative_ids(ids: Tensor, num_negatives: int, num_images: int) -> Tenso
         ``(B, K)`` ids, none of them the row's own.
     """
     if num_negatives == num_images - 1:
-        others = torch.arange(num_images - 1, device=ids.device).expand(ids.shape[0], -1)
+        others = torch.arange(num_images - 1, device=ids.device).repeat(ids.shape[0], 1)
     else:
         others = torch.randint(num_images - 1, (ids.shape[0], num_negatives), device=ids.device)
-    return others + (others >= ids.unsqueeze(1))
+    return others.add_(others >= ids.unsqueeze(1))
 
 
 def draw_shared_ids(num_negatives: int, num_images: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,16 @@ class RankMeHook(Configurable, ClassyHook):
         self.every_steps, self.num_embeddings, self.view = every_steps, num_embeddings, view
         self._embeddings: deque[Tensor] = deque()
 
+    def get_classy_state(self) -> dict[str, Any]:
+        """With the embeddings looked back at, so that a resumed run publishes the same values."""
+        return {**super().get_classy_state(), "embeddings": list(self._embeddings)}
+
+    def set_classy_state(self, state_dict: dict[str, Any]) -> None:
+        """Restores what ``get_classy_state`` gave."""
+        rest = dict(state_dict)
+        self._embeddings = deque(rest.pop("embeddings", ()))
+        super().set_classy_state(rest)
+
     def on_step(self, task: ClassyTask) -> None:
         if not task.train or not is_primary():
             return
@@ -64,6 +75,8 @@ class RankMeHook(Configurable, ClassyHook):
     def _keep(self, embeddings: Tensor) -> None:
         # a copy: compiled models may write the next batch into the same memory
         self._embeddings.append(embeddings.detach().flatten(0, -2).to(torch.float32, copy=True))
+        if self._embeddings[0].device != embeddings.device:  # of before a resume
+            self._embeddings = deque(kept.to(embeddings.device) for kept in self._embeddings)
         while sum(map(len, self._embeddings)) - len(self._embeddings[0]) >= self.num_embeddings:
             self._embeddings.popleft()
 
@@ -98,6 +111,16 @@ class HealthHook(RankMeHook):
         self._found: dict[str, list[Tensor]] = {}
         self._candidates: Tensor | None = None
 
+    def get_classy_state(self) -> dict[str, Any]:
+        """With the images found so far."""
+        return {**super().get_classy_state(), "found": self._found}
+
+    def set_classy_state(self, state_dict: dict[str, Any]) -> None:
+        """Restores what ``get_classy_state`` gave."""
+        rest = dict(state_dict)
+        self._found = {view: list(found) for view, found in rest.pop("found", {}).items()}
+        super().set_classy_state(rest)
+
     def on_start(self, task: ClassyTask) -> None:
         """Refuses an order of hooks in which an image would find the row that was just written for it."""
         hooks = list(task.hooks)
@@ -116,7 +139,7 @@ class HealthHook(RankMeHook):
     def publish(self, task: ClassyTask) -> None:
         super().publish(task)
         for view, found in self._found.items():
-            task.health[f"retrieval/{view}"] = float(torch.cat(found).float().mean())
+            task.health[f"retrieval/{view}"] = float(torch.cat([part.cpu() for part in found]).float().mean())
         if self._found:
             task.health["retrieval/chance"] = 1 / min(len(task.base_loss.memory_bank.rows), self.max_rows)
         self._found = {}
@@ -154,10 +177,10 @@ def own_row_is_nearest(embeddings: Tensor, ids: Tensor, rows: Tensor, candidates
     Returns:
         ``(B,)`` bool. A tie is no success, so that a collapsed network scores 0.
     """
-    queries = F.normalize(embeddings.detach().to(rows.dtype), dim=1)
-    others = rows if candidates is None else rows[candidates]
+    queries = F.normalize(embeddings.detach().float(), dim=1)
+    others = (rows if candidates is None else rows[candidates]).float()  # a bfloat16 product could not tell them apart
     columns = torch.arange(len(rows), device=rows.device) if candidates is None else candidates
     similarity = queries @ others.T
-    own = (queries * rows[ids]).sum(dim=1)
+    own = (queries * rows[ids].float()).sum(dim=1)
     best_other = similarity.masked_fill(columns == ids.unsqueeze(1), -torch.inf).amax(dim=1)
     return own > best_other + 1e-6  # both sides are rounded differently

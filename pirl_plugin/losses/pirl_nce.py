@@ -13,7 +13,8 @@ from classy_vision.losses import ClassyLoss, register_loss
 from torch import Tensor
 
 from pirl_plugin.distributed import all_reduce_mean
-from pirl_plugin.functional import nce
+from pirl_plugin.functional import nce, nce_blocks, nce_triton
+from pirl_plugin.functional.nce_blocks import Contrast
 from pirl_plugin.functional.sampling import draw_negative_ids, draw_shared_ids
 from pirl_plugin.registry import Configurable, build
 from pirl_plugin.schema import PROVIDED, Component, Fraction, PositiveFloat, PositiveInt, checked
@@ -26,7 +27,8 @@ class PIRLNCELoss(Configurable, ClassyLoss):
 
     ``L`` contrasts an embedding with the bank row ``m_I`` of its own image and with rows of other images; see
     :mod:`pirl_plugin.functional.nce` for the estimators. Both views share one draw of negatives. The loss only reads
-    the bank; the hook ``memory_bank_update`` writes it.
+    the bank; the hook ``memory_bank_update`` writes it. Once Z is known no ``(B, K, D)`` block of rows is ever in
+    memory: see :mod:`pirl_plugin.functional.nce_blocks` for the CPU, ``nce_triton`` for a GPU.
 
     Args:
         num_images: n, rows of the bank: images in the training set.
@@ -89,6 +91,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         start = torch.tensor(0.0 if normalizer is None else normalizer, dtype=torch.float64).log()
         self.register_buffer("log_normalizer", start)
         self.register_buffer("normalizer_batches", torch.tensor(0))
+        self._normalizer_fixed = False
         self.last_statistics: dict[str, Tensor] = {}
 
     @property
@@ -134,37 +137,60 @@ class PIRLNCELoss(Configurable, ClassyLoss):
                 )
         self.memory_bank.check_ids(target)
         with torch.autocast(target.device.type, enabled=False):
-            positive, negative = self._logits([output[view] for view in weights], target, negative_ids)
-            log_normalizer = self._update_normalizer(positive, negative) if self.estimator == "nce" else None
-            terms = [
-                weight * self._contrast(positive[index], negative[index], log_normalizer).mean()
-                for index, weight in enumerate(weights.values())
-            ]
-        self._keep_statistics(list(weights), positive.detach(), negative.detach())
-        return torch.stack(terms).sum()
+            embeddings = torch.stack([output[view] for view in weights])
+            dtype = torch.promote_types(embeddings.dtype, torch.float32)
+            queries = F.normalize(embeddings.to(dtype), dim=-1)
+            own_rows = self.memory_bank.rows_of(target).to(dtype)
+            positive = torch.einsum("vbd,bd->vb", queries, own_rows) / self.temperature
+            contrast = self._contrast(queries / self.temperature, positive, target, negative_ids)
+            terms = zip(weights.values(), contrast.losses.mean(dim=1), strict=True)
+            value = torch.stack([weight * term for weight, term in terms]).sum()
+        self._keep_statistics(list(weights), positive.detach(), contrast)
+        return value
 
-    def _logits(self, views: list[Tensor], target: Tensor, negative_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits with the own row ``(V, B)`` and with the candidates ``(V, B, K)``, the own image there at -inf."""
-        dtype = torch.promote_types(views[0].dtype, torch.float32)
-        queries = F.normalize(torch.stack(views).to(dtype), dim=-1)
+    def _contrast(self, queries: Tensor, positive: Tensor, target: Tensor, negative_ids: Tensor | None) -> Contrast:
+        """The losses by view and image, in the fastest way that there is for this device, bank and estimator."""
+        if negative_ids is not None:
+            self.memory_bank.check_ids(negative_ids)
+        z_is_known = self.estimator != "nce" or self._normalizer_is_fixed()
+        if hasattr(self.memory_bank, "negative_logits"):  # no process has all rows
+            shared, count = self.negatives == "shared", self.num_negatives
+            return self._plain(positive, self.memory_bank.negative_logits(queries, target, negative_ids, count, shared))
         rows = self.memory_bank.rows
-        positive = torch.einsum("vbd,bd->vb", queries, rows[target].to(dtype)) / self.temperature
-        own_can_occur = negative_ids is not None or self.negatives == "shared"
+        own = target if negative_ids is not None or self.negatives == "shared" else None  # where it can occur
         if negative_ids is None and self.negatives == "shared":
             negative_ids = draw_shared_ids(self.num_negatives, self.num_images, target.device)
         elif negative_ids is None:
             negative_ids = draw_negative_ids(target, self.num_negatives, self.num_images)
+        if z_is_known and nce_triton.usable(queries, negative_ids, self.estimator):
+            fast = nce_triton.contrast
+        elif z_is_known and not queries.is_cuda:
+            fast = nce_blocks.contrast
         else:
-            self.memory_bank.check_ids(negative_ids)
-        negative = nce.candidate_logits(queries, rows, negative_ids, self.temperature)
-        if own_can_occur:
-            negative = negative.masked_fill(negative_ids == target.unsqueeze(1), -torch.inf)
-        return positive, negative
+            negative = nce.candidate_logits(queries, rows, negative_ids)
+            return self._plain(positive, nce.without_own(negative, negative_ids, own))
+        return fast(queries, positive, rows, negative_ids, own, self.estimator, self.log_normalizer.to(queries.dtype))
 
-    def _contrast(self, positive: Tensor, negative: Tensor, log_normalizer: Tensor | None) -> Tensor:
-        if log_normalizer is not None:
-            return nce.nce(positive, negative, log_normalizer, self.num_images)
-        return nce.softmax(positive, negative) if self.estimator == "softmax" else nce.infonce(positive, negative)
+    def _plain(self, positive: Tensor, negative: Tensor) -> Contrast:
+        """From all logits, ``(V, B)`` and ``(V, B, K)``; candidates that do not count are at -inf."""
+        own, others = positive.flatten(), negative.flatten(0, 1)
+        if self.estimator == "nce":
+            losses = nce.nce(own, others, self._update_normalizer(positive, negative), self.num_images)
+        else:
+            losses = (nce.softmax if self.estimator == "softmax" else nce.infonce)(own, others)
+        counts = torch.isfinite(negative)
+        total = negative.detach().masked_fill(~counts, 0).sum(dim=2)
+        return Contrast(losses.view_as(positive), total, counts.sum(dim=2).to(total.dtype))
+
+    def _normalizer_is_fixed(self) -> bool:
+        """Whether Z changes no more. Waits for the device as long as it does, in the first training batches."""
+        if not self._normalizer_fixed:
+            self._normalizer_fixed = int(self.normalizer_batches) >= self.normalizer_steps
+        return self._normalizer_fixed
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._normalizer_fixed = False  # the restored Z may be one that is not fixed yet
 
     @torch.no_grad()
     def _update_normalizer(self, positive: Tensor, negative: Tensor) -> Tensor:
@@ -180,10 +206,10 @@ class PIRLNCELoss(Configurable, ClassyLoss):
             self.normalizer_batches.add_((seen < self.normalizer_steps).to(seen.dtype))
         return used.to(positive.dtype)
 
-    def _keep_statistics(self, views: list[str], positive: Tensor, negative: Tensor) -> None:
-        valid = torch.isfinite(negative)
+    def _keep_statistics(self, views: list[str], positive: Tensor, contrast: Contrast) -> None:
         own = positive.mean(dim=1) * self.temperature
-        others = negative.masked_fill(~valid, 0).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)) * self.temperature
+        total, count = contrast.logits.sum(dim=1), contrast.candidates.sum(dim=1)
+        others = total / count * self.temperature
         self.last_statistics = {"positive_similarity": own.mean(), "negative_similarity": others.mean()}
         for index, view in enumerate(views):
             self.last_statistics[f"{view}/positive_similarity"] = own[index]
