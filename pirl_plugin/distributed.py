@@ -72,6 +72,26 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, a new tensor."""
+    if not is_distributed():
+        return tensor
+    reduced = tensor.clone()
+    dist.all_reduce(reduced)
+    return reduced
+
+
+@torch.no_grad()
+def all_to_all(tensor: Tensor) -> Tensor:
+    """``result[s]`` on rank r is ``tensor[r]`` of rank s, for ``(world_size, ...)`` of the same shape on every rank."""
+    if not is_distributed():
+        return tensor
+    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, tensor.contiguous())
+    return received
+
+
+@torch.no_grad()
 def broadcast_(tensor: Tensor) -> Tensor:
     """Overwrites ``tensor`` with rank 0's values on every rank."""
     if is_distributed():
@@ -99,9 +119,21 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def planned_place() -> tuple[int, int]:
+    """Rank and number of processes: those of the group where there is one, else those that ``torchrun`` is to make."""
+    if dist.is_available() and dist.is_initialized():
+        return rank(), world_size()
+    return int(os.environ.get("RANK", "0")), launched_processes()
+
+
 def is_launched_primary() -> bool:
     """Whether this is the first process, known before there is a process group."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_rank() -> int:
+    """Number of this process among those that ``torchrun`` started on this machine, 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
@@ -114,7 +146,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

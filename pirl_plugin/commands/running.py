@@ -12,19 +12,37 @@ import torch
 from pirl_plugin.schema import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+PREEMPTED = 75
+"""A run that was told to stop (SIGTERM, SIGUSR1) and has written its checkpoint: the same command goes on."""
+
+UNEXPECTED = "not foreseen: --debug shows where, and so does log.txt of the run"
+"""In the message of an error that we have no words of our own for."""
+
+# what a mistake of ours looks like; any other exception is a plugin's or a test's own
+_UNEXPECTED = (RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+class Preempted(Exception):
+    """The run was told to stop, and its state is saved; says where."""
+
+    orderly = True
 
 
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     """Runs a command's work and turns what it raises into a message and an exit code.
 
     Returns:
-        0; 2 for a configuration that cannot be built; 1 for what went wrong later; 130 for Ctrl-C.
+        0; 2 for a configuration that cannot be built; 1 for what went wrong later; 130 for Ctrl-C; 75 for a run that
+        was told to stop.
     """
     try:
         action()
     except KeyboardInterrupt as error:
         print(f"interrupted{error}", file=sys.stderr)
         return INTERRUPTED
+    except Preempted as error:
+        print(f"stopped by {error}", file=sys.stderr)
+        return PREEMPTED
     except ConfigError as error:
         if debug:
             raise
@@ -45,6 +63,13 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
         reason = str(error).partition("\n")[0]
         print(f"error: out of memory: lower batch_size. {reason}".strip(), file=sys.stderr)
         return FAILED
+    except _UNEXPECTED as error:
+        if debug:
+            raise
+        logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)
+        reason = " ".join(str(error).split())[:300]
+        print(f"error: {type(error).__name__}: {reason} ({UNEXPECTED})", file=sys.stderr)
+        return FAILED
     return OK
 
 
@@ -61,7 +86,7 @@ def log_to(folder: Path | None) -> None:
     root.addHandler(terminal)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "log.txt")
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("pirl_plugin").setLevel(logging.DEBUG)
         root.addHandler(file)

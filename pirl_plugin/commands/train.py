@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
-import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import yaml
+from classy_vision.generic.distributed_util import set_cpu_device, set_cuda_device_index
 from classy_vision.tasks import build_task
-from classy_vision.trainer import DistributedTrainer, LocalTrainer
 
 from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
-from pirl_plugin.commands.running import exit_code, log_to
+from pirl_plugin.commands.preflight import refuse_small_disk, warn_of_idle_gpu
+from pirl_plugin.commands.run_lock import locked
+from pirl_plugin.commands.running import Preempted, exit_code, log_to
+from pirl_plugin.commands.signals import told_to_stop
+from pirl_plugin.distributed import is_launched_primary, launched_processes, local_rank, process_group
+from pirl_plugin.heartbeat import watched
 from pirl_plugin.hooks.checkpoint import checkpoints
+from pirl_plugin.hooks.checkpoint_files import newest_usable
 from pirl_plugin.records import environment
 from pirl_plugin.registry import completed, lookup
 from pirl_plugin.tasks import SSLPretrainingTask
-from pirl_plugin.weights.files import read_weights
+from pirl_plugin.tasks.checks import refuse_other_batch_size, refuse_other_dataset
+from pirl_plugin.tasks.stopping import StopRequested
+from pirl_plugin.tasks.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 # what may change between the pieces of one run without changing its result
-_FREE_KEYS = ("run_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "about")
+_FREE_KEYS = ("run_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "about", "patience")
+# what may change together: their product with the number of processes must not
+_BATCH_KEYS = ("batch_size", "accumulate_steps")
 
 _EPILOG = """\
 examples:
@@ -40,7 +52,7 @@ The same command again goes on where the run stopped. Names and parameters: pyth
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code is 0 for a finished run, 2 for a mistake in the command."""
+    """Entry point; the exit code is 0 for a finished run, 2 for a mistake in the command, 75 for one told to stop."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pretrain a trunk without labels.",
@@ -61,66 +73,136 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
     if print_config:
         print(configs.to_yaml(task.config), end="")
         return
-    assert task.run_dir is not None
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    primary = int(os.environ.get("RANK", "0")) == 0
-    log_to(task.run_dir if primary else None)
-    if not _resume(task):
-        return
-    if primary:
-        write_text(configs.to_yaml(task.config), task.run_dir / "config.yaml")
-        write_text(json.dumps(environment(), indent=2) + "\n", task.run_dir / "environment.json")
-        log.info("%s", _introduction(task, processes))
-    try:
-        (DistributedTrainer() if processes > 1 else LocalTrainer()).train(task)
-        # before the processes part: they make up the global batch that steps are counted in
-        log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
-    except KeyboardInterrupt:
-        saved = checkpoints(task.run_dir)
-        where = f"the same command goes on from {saved[-1]}" if saved else "nothing was saved yet"
-        raise KeyboardInterrupt(f" after step {task.step_idx}: {where}") from None
-    finally:
-        if dist.is_initialized():
+    run_dir = task.run_dir
+    assert run_dir is not None
+    primary = is_launched_primary()
+    with locked(run_dir) if primary else contextlib.nullcontext():
+        log_to(run_dir if primary else None)
+        if not _resume(task):
+            return
+        if primary:
+            write_text(configs.to_yaml(task.config), run_dir / "config.yaml")
+            write_text(json.dumps(environment(), indent=2) + "\n", run_dir / "environment.json")
+            refuse_small_disk(task)
+            warn_of_idle_gpu(task.device)
+            log.info("%s", _introduction(task, launched_processes()))
+        with _words_for_the_end(task):
+            _run(task)
+
+
+def _run(task: SSLPretrainingTask) -> None:
+    """Trains in as many processes as there are, each watched by another, until the end or until told to stop."""
+
+    def note(signal: str) -> None:
+        task.told_to_stop = signal
+
+    set_cuda_device_index(local_rank()) if task.use_gpu else set_cpu_device()
+    with told_to_stop(note), process_group(task.device):
+        try:
+            with watched(task.patience, lambda message: task.finish_writing(10)) as task.heartbeat:
+                Trainer().train(task)
+            # before the processes part: they make up the global batch that steps are counted in
+            log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
+        finally:
             # torch 2.11 waits for ever where the wrapped model outlives the process group that it belongs to
             task.distributed_model = task.distributed_loss = None
-            dist.destroy_process_group()
+            task.data_iterator = task.dataloader = None
+            task.datasets["train"].close()
+
+
+@contextlib.contextmanager
+def _words_for_the_end(task: SSLPretrainingTask) -> Iterator[None]:
+    """Says, of a run that ends early, where it goes on from."""
+    steps = 0
+    try:
+        try:
+            yield
+        finally:
+            steps = task.images_seen // task.simulated_global_batchsize if task.simulated_global_batchsize else 0
+    except StopRequested as error:
+        raise Preempted(f"{error.reason} {_after(task, steps)}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f" {_after(task, steps)}") from None
+
+
+def _after(task: SSLPretrainingTask, steps: int) -> str:
+    assert task.run_dir is not None
+    saved = checkpoints(task.run_dir)
+    where = f"the same command goes on from {saved[-1]}" if saved else "nothing was saved yet"
+    return f"after step {steps}: {where}"
 
 
 def _resume(task: SSLPretrainingTask) -> bool:
-    """Sets the newest checkpoint of the run folder on the task; False where the run is finished already.
+    """Sets the newest usable checkpoint of the run folder on the task; False where the run is finished already.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: the folder holds a run with other settings or on other images, or no checkpoint that can be used.
     """
     assert task.run_dir is not None
-    found = checkpoints(task.run_dir)
-    if not found:
+    own = _recorded_identity(task.run_dir)
+    found = newest_usable(task.run_dir, lambda content: own is not None and _saved_identity(content) != own)
+    if found is None:
         return True
-    state = read_weights(found[-1])
-    saved = completed("task", state["input_args"]["config"])  # settings that are newer than it at their defaults
-    changed = configs.differences(_identity(saved), _identity(task.config))
+    path, state = found
+    changed = configs.differences(_saved_identity(state), _identity(task.config))
     if changed:
         raise ValueError(
             f"{task.run_dir} holds a run with other settings ({'; '.join(changed)}). "
             "Set run_dir to a new folder, or repeat the settings to go on with that run."
         )
-    if state["classy_state_dict"]["num_updates"] >= _images_in_all(task):
-        log.info("Finished already: %s", found[-1])
+    views, processes = task.datasets["train"], launched_processes()
+    batch = views.get_batchsize_per_replica() * processes * task.accumulate_steps
+    refuse_other_batch_size(state["classy_state_dict"], batch, processes)
+    refuse_other_dataset(state, task)
+    if state["classy_state_dict"]["num_updates"] >= views.images_per_epoch(processes) * int(task.num_epochs):
+        log.info("Finished already: %s", path)
         return False
-    log.info("Going on from %s", found[-1])
+    log.info("Going on from %s", path)
+    before = len(state["random_states"])
+    if before != processes:
+        log.warning(
+            "Going on with %d process(es) instead of %d. The images of each step, the schedule, weights, optimiser and "
+            "memory bank are the same; batch norm's statistics are of %d images instead of %d, negatives are drawn "
+            "from other random states, and sums are rounded otherwise.",
+            processes,
+            before,
+            views.get_batchsize_per_replica(),
+            _per_process(state, before),
+        )
     task._set_checkpoint_dict(state)
     return True
 
 
-def _images_in_all(task: SSLPretrainingTask) -> int:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return int(task.datasets["train"].images_per_epoch(processes)) * int(task.num_epochs)
+def _per_process(state: Mapping[str, Any], processes: int) -> int:
+    steps = int(state["input_args"]["config"].get("accumulate_steps", 1))
+    return int(state["classy_state_dict"]["global_batch_size"]) // (processes * steps)
+
+
+def _recorded_identity(run_dir: Path) -> dict[str, Any] | None:
+    """Identity of the run whose folder this is, as it stated itself; None where it does not say."""
+    try:
+        text = (run_dir / "config.yaml").read_text(encoding="utf-8")
+        # an anchor can stand for any number of copies; no configuration of ours has one
+        content = None if "&" in text and _has_anchors(text) else yaml.safe_load(text)
+        return _identity(completed("task", content)) if isinstance(content, dict) else None
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _has_anchors(text: str) -> bool:
+    return any(getattr(event, "anchor", None) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+
+
+def _saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint; settings that are newer than it at their defaults."""
+    return _identity(completed("task", state["input_args"]["config"]))
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What decides a run's result: of the hooks, those that model or loss need; the others only look on."""
     working = [hook for hook in config["hooks"] or [] if hasattr(lookup("hook", hook["name"]), "only_where_needed")]
-    return {**{key: value for key, value in config.items() if key not in _FREE_KEYS}, "hooks": working}
+    free = (*_FREE_KEYS, *_BATCH_KEYS)
+    return {**{key: value for key, value in config.items() if key not in free}, "hooks": working}
 
 
 def _introduction(task: SSLPretrainingTask, processes: int) -> str:
@@ -133,3 +215,7 @@ def _introduction(task: SSLPretrainingTask, processes: int) -> str:
         f"{parameters / 1e6:.1f} M parameters, "
         f"{f'{size:.1f} MB of memory bank, ' if size else ''}on {task.device}; folder {task.run_dir}"
     )
+
+
+if __name__ == "__main__":  # torchrun -m
+    sys.exit(main())

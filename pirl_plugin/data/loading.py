@@ -6,6 +6,7 @@ nor on how many processes share the global batch. A run can therefore be resumed
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,6 +187,10 @@ class SampledViews(ClassyDataset):
             )
         return EpochBatches(self._loader, sampler)
 
+    def close(self) -> None:
+        """Lets the worker processes go."""
+        self._loader = None
+
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(
             len(self),
@@ -299,10 +304,19 @@ def make_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
         multiprocessing_context=multiprocessing_context if num_workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator().manual_seed(0),  # else each epoch's start draws from torch's global random state
     )
 
 
-def _one_thread(worker_id: int) -> None:
+_LONGEST_STEP = 20  # seconds
+
+
+def _begin_worker(worker_id: int) -> None:
+    """One thread; and told to stop, as a cluster tells all processes of a job, it goes on for a while.
+
+    The training then finishes its step, for which it needs its data.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LONGEST_STEP))  # which ends the process

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pirl_plugin.text import printable
+
 # Pillow refuses above this number itself, unless a program has lifted Pillow's limit: ours holds then, too.
 MAX_PIXELS = 2 * 89_478_485
 
@@ -34,7 +36,7 @@ class UnreadableImageError(ValueError):
         super().__init__(path, reason)
 
     def __str__(self) -> str:
-        return f"Cannot read image {self.path}: {self.reason}"
+        return f"Cannot read image {printable(self.path)}: {printable(self.reason)}"
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:

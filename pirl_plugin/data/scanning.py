@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from pirl_plugin.schema import did_you_mean
+from pirl_plugin.text import printable
+
+log = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 
@@ -62,11 +66,18 @@ def find_images(root: Path) -> tuple[list[str], int]:
         if not real:  # links last and sorted: which name a folder gets must not depend on the disk's order
             linked.sort(reverse=True)
         relative = real.pop() if real else linked.pop()
-        status = os.stat(os.path.join(root, relative))
-        if (status.st_dev, status.st_ino) in seen:
+        try:
+            status = os.stat(os.path.join(root, relative))
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = list(os.scandir(os.path.join(root, relative)))
+        except OSError as error:
+            if not relative:
+                raise
+            log.warning("The folder %s cannot be read: %s. It is left out.", printable(relative), error.strerror)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(os.path.join(root, relative)):
+        for entry in entries:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if entry.is_dir():
                 if not entry.name.startswith("."):

@@ -10,7 +10,7 @@ from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
 from torch import Tensor
 
-from pirl_plugin.hooks.memory_bank_update import optimizer_stepped
+from pirl_plugin.hooks.memory_bank_update import finite_if_skipped, optimizer_stepped
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import checked
 
@@ -37,6 +37,7 @@ class ClusterAssignmentHook(Configurable, ClassyHook):
 
     def on_start(self, task: ClassyTask) -> None:
         """Makes the loss the same on all ranks, and fills its memory if it wants that."""
+        self._waiting = []
         task.base_loss.synchronize()
         if task.base_loss.needs_first_pass:
             self._embed_all(task)
@@ -51,7 +52,8 @@ class ClusterAssignmentHook(Configurable, ClassyHook):
         if not task.train:
             return
         batch = task.last_batch
-        self._waiting.append((batch.sample["target"], batch.output[task.base_loss.stored_view].detach()))
+        new = finite_if_skipped(task, batch.output[task.base_loss.stored_view].detach())
+        self._waiting.append((batch.sample["target"], new))
         if optimizer_stepped(task):
             ids, embeddings = zip(*self._waiting, strict=True)
             self._waiting = []

@@ -46,6 +46,7 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
                 f"hooks: memory_bank_update must store the view {wanted!r} for this loss, not {self.view!r}: "
                 f"add view: {wanted} to it."
             )
+        self._waiting = []
         task.base_loss.memory_bank.synchronize()
 
     def on_step(self, task: ClassyTask) -> None:
@@ -53,11 +54,17 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
         if not task.train:
             return
         batch = task.last_batch
-        self._waiting.append((batch.sample["target"], batch.output[self.view].detach()))
+        self._waiting.append((batch.sample["target"], finite_if_skipped(task, batch.output[self.view].detach())))
         if optimizer_stepped(task):
             ids, embeddings = zip(*self._waiting, strict=True)
             self._waiting = []
             task.base_loss.memory_bank.update(torch.cat(ids), torch.cat(embeddings))
+
+
+def finite_if_skipped(task: ClassyTask, embeddings: Tensor) -> Tensor:
+    """Zeros for what is not finite where a run goes on after such a step; nothing waits for the device."""
+    goes_on = getattr(task, "on_nonfinite", "stop") == "skip" or getattr(task, "excluded_steps", ())
+    return torch.nan_to_num(embeddings, nan=0.0, posinf=0.0, neginf=0.0) if goes_on else embeddings
 
 
 def optimizer_stepped(task: ClassyTask) -> bool:

@@ -62,6 +62,7 @@ class ScalarHook(Configurable, ClassyHook):
     def __init__(self) -> None:
         super().__init__()
         self.state.seconds = 0.0  # saved with the run, so that a resumed one goes on counting
+        self.state.collected_at = 0  # images: a resumed run's next mean is over all steps since then
         self._logged_step = -1
 
     def open(self, task: ClassyTask) -> None:
@@ -76,7 +77,7 @@ class ScalarHook(Configurable, ClassyHook):
 
     def on_start(self, task: ClassyTask) -> None:
         self._logged_step = step_of(task)
-        _meter(task).start(task, self.state.seconds)
+        _meter(task).start(task, self.state.seconds, self.state.collected_at)
         if is_primary():
             self.open(task)
 
@@ -88,10 +89,12 @@ class ScalarHook(Configurable, ClassyHook):
         self.state.seconds = meter.seconds()
         if is_log_step(task):
             self._log(task)
+        self.state.collected_at = meter.collected_at
 
     def on_phase_end(self, task: ClassyTask) -> None:
         if task.train:
             self._log(task)
+            self.state.collected_at = _meter(task).collected_at
 
     def on_end(self, task: ClassyTask) -> None:
         if is_primary():
@@ -112,14 +115,18 @@ class _Meter:
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
         self.values: dict[str, float] = {}
-        self.observed_at = self.collected_at = 0
+        self.observed_at = self.collected_at = self.rate_from = self.earlier_losses = 0
         self.started = self.collected_time = time.perf_counter()
         self.earlier_seconds = 0.0
 
-    def start(self, task: ClassyTask, earlier_seconds: float) -> None:
+    def start(self, task: ClassyTask, earlier_seconds: float, collected_at: int) -> None:
         """Begins to count; every hook calls it before the first step."""
         self.losses, self.values = [], {}
-        self.observed_at = self.collected_at = images_seen(task)
+        self.observed_at = self.rate_from = images_seen(task)
+        self.collected_at = collected_at
+        missed = self.observed_at - collected_at
+        # only our own tasks save the losses of an epoch that was interrupted
+        self.earlier_losses = missed // task.get_global_batchsize() if hasattr(task, "losses_so_far") else 0
         self.started = self.collected_time = time.perf_counter()
         self.earlier_seconds = max(self.earlier_seconds, earlier_seconds)
 
@@ -131,6 +138,9 @@ class _Meter:
         """Takes note of the last batch, once, however many hooks ask for it."""
         if images_seen(task) != self.observed_at and task.last_batch is not None:
             self.observed_at = images_seen(task)
+            if self.earlier_losses:  # of the piece before a resume, which the checkpoint hook has handed back by now
+                self.losses = [torch.as_tensor(loss) for loss in task.losses[-1 - self.earlier_losses : -1]]
+                self.earlier_losses = 0
             self.losses.append(torch.as_tensor(task.last_batch.loss).detach())
 
     def collect(self, task: ClassyTask) -> dict[str, float]:
@@ -148,12 +158,12 @@ class _Meter:
             "images_seen": seen,
             **self._device_values(task),
             "lr": float(task.optimizer.options_view.lr),
-            "images_per_second": (seen - self.collected_at) / max(now - self.collected_time, 1e-9),
+            "images_per_second": (seen - self.rate_from) / max(now - self.collected_time, 1e-9),
             "seconds": self.seconds(),
             "peak_memory_mib": _peak_memory_mib(),
             **getattr(task, "health", {}),
         }
-        self.losses, self.collected_at, self.collected_time = [], seen, now
+        self.losses, self.collected_at, self.rate_from, self.collected_time = [], seen, seen, now
         return values
 
     def _device_values(self, task: ClassyTask) -> dict[str, float]:

@@ -12,8 +12,13 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.distributed import gather_objects, is_primary
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import Fraction, checked
+from pirl_plugin.text import printable
 
 log = logging.getLogger(__name__)
+
+
+class TooManyUnreadableError(ValueError, RuntimeError):
+    """More images are unreadable than are tolerated."""
 
 
 @register_hook("unreadable_images")
@@ -27,7 +32,7 @@ class UnreadableImagesHook(Configurable, ClassyHook):
         tolerated: fraction of the images that may be unreadable.
 
     Raises:
-        RuntimeError: more are.
+        TooManyUnreadableError: more are.
     """
 
     on_start = on_phase_start = on_end = ClassyHook._noop
@@ -36,6 +41,14 @@ class UnreadableImagesHook(Configurable, ClassyHook):
         super().__init__()
         self.tolerated = tolerated
         self.state.image_ids = []
+
+    def get_rank_state(self) -> list[int]:
+        """The ids that this rank has met."""
+        return list(self.state.image_ids)
+
+    def set_rank_states(self, states: list[list[int]]) -> None:
+        """Takes up what all ranks had met before the run was interrupted."""
+        self.state.image_ids = sorted(set().union(*states))
 
     def on_step(self, task: ClassyTask) -> None:
         ids = task.last_batch.sample.get("unreadable")  # stays on the CPU, so reading it waits for nothing
@@ -53,7 +66,7 @@ class UnreadableImagesHook(Configurable, ClassyHook):
 
     def _report(self, task: ClassyTask) -> None:
         dataset = task.datasets["train"].dataset
-        lines = [f"{image_id}\t{dataset.file_name(image_id)}" for image_id in self.state.image_ids]
+        lines = [f"{image_id}\t{printable(dataset.file_name(image_id))}" for image_id in self.state.image_ids]
         where = ""
         if getattr(task, "run_dir", None):
             path = Path(task.run_dir) / "unreadable_images.txt"
@@ -65,8 +78,8 @@ class UnreadableImagesHook(Configurable, ClassyHook):
     def _raise_if_too_many(self, task: ClassyTask) -> None:
         ids, dataset = self.state.image_ids, task.datasets["train"].dataset
         if len(ids) > self.tolerated * len(dataset):
-            raise RuntimeError(
+            raise TooManyUnreadableError(
                 f"{len(ids)} of {len(dataset)} images could not be read, more than the tolerated fraction "
-                f"{self.tolerated}; one of them is {dataset.file_name(ids[0])}. Repair or remove them, or raise "
-                "tolerated of the hook unreadable_images."
+                f"{self.tolerated}; one of them is {printable(dataset.file_name(ids[0]))}. Repair or remove them, or "
+                "raise tolerated of the hook unreadable_images."
             )

@@ -18,10 +18,15 @@ from pirl_plugin.sweep.state import FAILED, FINISHED, Outcome, forget_outcome, w
 
 CONSOLE = "console.txt"
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
+PREEMPTED = 75  # exit code of a training that was told to stop and has saved its state
 _STEP = re.compile(r"step_(\d+)\.pt")
 
 Entry = Callable[[Sequence[str]], int]
 """A command: arguments to exit code."""
+
+
+class Preempted(KeyboardInterrupt):
+    """A run was told to stop by a signal and has saved its state: the same job goes on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def perform(job: Job, entry: Entry) -> Outcome:
-    """Makes a run, with all that it prints in its ``console.txt``, and leaves its outcome in its folder."""
+    """Makes a run, with all that it prints in its ``console.txt``, and leaves its outcome in its folder.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; ``Preempted`` where it was told to stop and has saved its state.
+    """
     forget_outcome(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     start, command = time.time(), ""
@@ -79,6 +88,8 @@ def perform(job: Job, entry: Entry) -> Outcome:
         except Exception as error:  # whatever a plugin's component may raise: the other runs go on
             print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
             code = 1
+    if code == PREEMPTED:
+        raise Preempted
     if code == INTERRUPTED:
         raise KeyboardInterrupt  # no outcome: the run goes on when the sweep does
     seconds = round(time.time() - start, 1)

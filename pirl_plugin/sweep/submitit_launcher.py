@@ -21,7 +21,7 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.optional import optional
 from pirl_plugin.registry import register_launcher
 from pirl_plugin.schema import NonNegativeInt, PositiveFloat, PositiveInt, checked
-from pirl_plugin.sweep.jobs import Entry, Job, perform
+from pirl_plugin.sweep.jobs import Entry, Job, Preempted, perform
 from pirl_plugin.sweep.launchers import Handle, Launcher, run_under_torchrun
 from pirl_plugin.sweep.state import FINISHED, is_finished, read_outcome
 
@@ -38,8 +38,8 @@ class SubmititLauncher(Launcher):
     """One job of a cluster for each run; settings are named as in Hydra's submitit launcher.
 
     A benchmark is queued at once and waits for its pretraining. A job that is preempted or runs out of its time is
-    queued again and goes on from its last checkpoint. Ctrl-C leaves the jobs of a cluster where they are: the same
-    sweep, started again, finds them.
+    queued again and goes on from its last checkpoint, which a pretraining in one process writes right then. Ctrl-C
+    leaves the jobs of a cluster where they are: the same sweep, started again, finds them.
 
     Args:
         cluster: ``slurm``, or ``local``: submitit's processes on this machine, to try a sweep out.
@@ -166,7 +166,13 @@ class SubmittedRun:
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         # loading processes are told of a preemption, too, and would queue the job again, each once more
         os.register_at_fork(after_in_child=_leave_preemption_to_the_parent)
-        outcome = perform(self.job, self.entry)
+        preemption = _Preemption() if self.job.run.command == "train" else None
+        try:
+            outcome = perform(self.job, self.entry)
+        except Preempted:
+            if preemption is not None:
+                preemption.queue_again()
+            raise
         if outcome.state != FINISHED:
             raise RuntimeError(outcome.reason)
         return outcome.state
@@ -231,6 +237,28 @@ class Submitted:
         if self.submitted._process is not None:  # ours: it must be waited for, or it stays as a zombie
             return self.submitted._process.poll() is None
         return _is_controller(self.job_id)
+
+
+class _Preemption:
+    """Has submitit's signal end a training as SIGUSR1 does, after a checkpoint, before the job is queued again."""
+
+    def __init__(self) -> None:
+        self.told, self.handler = False, signal.getsignal(signal.SIGUSR2)
+        if callable(self.handler):
+            signal.signal(signal.SIGUSR1, self.handler)  # before the training listens there is nothing to save
+            signal.signal(signal.SIGUSR2, self._tell)
+
+    def _tell(self, number: int, frame: Any) -> None:
+        self.told = True
+        signal.raise_signal(signal.SIGUSR1)
+
+    def queue_again(self) -> None:
+        """What submitit does at its signal, which ends the process; nothing where another signal ended the training.
+
+        After SIGTERM the job is cancelled, or SLURM itself queues it again.
+        """
+        if self.told and callable(self.handler):
+            self.handler(signal.SIGUSR2, None)
 
 
 def _leave_preemption_to_the_parent() -> None:

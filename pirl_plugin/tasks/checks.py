@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pirl_plugin import distributed
 from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.hooks.checkpoint import dataset_facts
 from pirl_plugin.models.ssl_model import SSLModel, is_pixels
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards
 from pirl_plugin.registry import lookup
@@ -23,7 +26,11 @@ def chosen_device(device: str, sync_batch_norm: bool) -> str:
         ValueError: a GPU that is not there, or batch norm over processes without one.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for, but torch sees no GPU: use device=cpu or install a CUDA build.")
+        build = "is a build without CUDA" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
+        raise ValueError(
+            f"device=cuda was asked for, but torch sees no GPU: use device=cpu or install a CUDA build that fits the "
+            f"driver (torch {torch.__version__} {build})."
+        )
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if sync_batch_norm and chosen == "cpu":
         raise ValueError(
@@ -63,6 +70,47 @@ def with_facts(kind: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -
                 raise ValueError(f"{kind}.{name} is {config[name]}, but the dataset has {what}: leave it null.")
             filled[name] = facts[name]
     return filled
+
+
+def refuse_too_large_bank(loss: Mapping[str, Any]) -> None:
+    """Raises where the memory bank of a loss cannot fit into the host's memory, in which it is built.
+
+    Without it the operating system would end the run without a word, as soon as the rows are written.
+
+    Raises:
+        ValueError: says how much is needed and how much there is.
+    """
+    rows, dim = loss.get("num_images"), loss.get("dim", 128)
+    available = available_memory()
+    if not isinstance(rows, int) or not isinstance(dim, int) or available is None:
+        return
+    name = (loss.get("memory_bank") or {}).get("name", "ema_memory_bank")
+    # random directions are drawn and then divided by their length: twice the rows for a moment, in float32
+    needed = 2 * 4 * rows * dim // (distributed.launched_processes() if name.startswith("sharded") else 1)
+    if needed > available:
+        raise ValueError(
+            f"the memory bank of {rows} x {dim} needs {needed / 1e9:.1f} GB to build, the machine has "
+            f"{available / 1e9:.1f} GB left: lower loss.dim, take a sharded bank, or use a machine with more memory."
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still get: of the machine, and of the control group (container, job) it is in."""
+    found = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdecimal():
+        found.append(max(0, int(limit[0]) - int(used[0])))
+    return min(found, default=None)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split("\n")
+    except OSError:
+        return []
 
 
 def needed_hooks(parts: Iterable[nn.Module]) -> list[str]:
@@ -126,11 +174,61 @@ def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> 
             )
 
 
-def refuse_other_batch_size(state: Mapping[str, Any], global_batch_size: int) -> None:
-    """Raises for a checkpoint of a run with another global batch: its steps and its schedule do not continue."""
-    saved = state.get("global_batch_size", global_batch_size)
-    if saved != global_batch_size:
+def refuse_other_batch_size(state: Mapping[str, Any], global_batch_size: int, processes: int | None = None) -> None:
+    """Raises for a checkpoint of a run with another global batch: its steps and its schedule do not continue.
+
+    Args:
+        state: of the checkpoint.
+        global_batch_size: images of an optimiser step over all processes, now.
+        processes: how many there are now, for the advice.
+    """
+    saved = int(state.get("global_batch_size", global_batch_size))
+    if saved == global_batch_size:
+        return
+    advice = "start as many processes as before"
+    if processes and saved % processes == 0:
+        advice += f", or set batch_size and accumulate_steps to a product of {saved // processes}"
+    raise ValueError(
+        f"The checkpoint is of a run with {saved} images a step over all processes, this one takes "
+        f"{global_batch_size}: {advice}, or set run_dir to a new folder."
+    )
+
+
+def refuse_other_dataset(checkpoint: Mapping[str, Any], task: Any) -> None:
+    """Raises where the images have changed under a checkpoint: its bank's rows would be of other images."""
+    saved, now = checkpoint.get("dataset"), dataset_facts(task)
+    if saved and now and dict(saved) != now:
+        counts = (saved.get("num_images"), now["num_images"])
+        how = f"{counts[0]} images then, {counts[1]} now" if counts[0] != counts[1] else "other names or sizes of files"
         raise ValueError(
-            f"The checkpoint is of a run with {saved} images a step over all processes, this one takes "
-            f"{global_batch_size}: start as many processes as before, or set run_dir to a new folder."
+            f"The dataset has changed since the checkpoint was written ({how}): ids would mean other images. Restore "
+            "the images, or set run_dir to a new folder."
         )
+
+
+def refuse_disagreement(task: Any) -> None:
+    """Raises on every rank where the ranks were not started alike; collective.
+
+    Compared are configuration, dataset (number of images and fingerprint), the step gone on from and the memory bank.
+    """
+    if not distributed.is_distributed():
+        return
+    everyone = distributed.gather_objects(_facts_of_rank(task))
+    for rank, facts in enumerate(everyone):
+        different = [name for name, value in everyone[0].items() if facts.get(name) != value]
+        if different:
+            said = "; ".join(f"{name}: {everyone[0][name]!r} and {facts.get(name)!r}"[:200] for name in different)
+            raise ValueError(f"ranks 0 and {rank} were not started alike: {said}. Start all with the same command.")
+
+
+def _facts_of_rank(task: Any) -> dict[str, Any]:
+    bank = getattr(task.base_loss, "memory_bank", None)
+    shape = {name: getattr(bank, name) for name in ("num_images", "dim", "size") if hasattr(bank, name)}
+    state = (task.checkpoint_dict or {}).get("classy_state_dict", {})
+    return {
+        **{f"configuration, {key}": value for key, value in task.config.items()},
+        "images": len(task.datasets["train"]),
+        "dataset": dataset_facts(task).get("fingerprint"),
+        "goes on after images": state.get("num_updates"),
+        "memory bank": (type(bank).__name__, shape),
+    }

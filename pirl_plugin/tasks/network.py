@@ -47,6 +47,7 @@ def build_network(
     facts = checks.facts_of(dataset)
     heads = {view: checks.with_facts("head", head, facts) for view, head in heads.items()}
     loss = checks.with_facts("loss", loss, facts)
+    checks.refuse_too_large_bank(loss)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         joined = build("model", model, trunk=trunk, heads=heads)

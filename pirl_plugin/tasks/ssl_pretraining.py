@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,23 @@ from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.heartbeat import BETWEEN_EPOCHS, COMPUTING, DATA, HOOKS, Heartbeat
+from pirl_plugin.hooks.checkpoint import load_parts
+from pirl_plugin.hooks.checkpoint_files import newest_usable
+from pirl_plugin.hooks.random_state import seed_everything
 from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import Configurable, build, completed
 from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked
 from pirl_plugin.tasks import checks
 from pirl_plugin.tasks.network import build_network
+from pirl_plugin.tasks.numerics import MOST_IN_A_ROW, Numerics, Snapshot, StepRecord, gradients_are_finite
+from pirl_plugin.tasks.step_flags import Flags, StepFlags
+from pirl_plugin.tasks.stopping import RollBack, StopRequested
+
+log = logging.getLogger(__name__)
 
 ComponentConfig = Mapping[str, Any]
+_MOST_ROLL_BACKS = 10
 _PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
 
 
@@ -55,6 +66,11 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         compile: compile the trunk with ``torch.compile``.
         sync_batch_norm: batch statistics over all processes (GPU only, as in torch).
         clip_grad_norm: largest norm of the gradient; null does not clip.
+        on_nonfinite: what a loss or a gradient that is not finite does: ``stop`` the run; ``skip`` the step, whose
+            update is undone; ``roll_back`` to the last checkpoint, and leave that step out. The step's batch is saved
+            under ``run_dir/nonfinite``.
+        patience: of several processes, seconds that one may make no progress in a step while others wait for it; then
+            all end, so that they can be started again. Slow steps have ten times their length.
         log_every: optimiser steps between logged values; only there the host waits for the device.
         method: name of the method, for the records.
         evaluation_size: pixels of the images that benchmarks show to the trunk; null: the transform's ``image_size``.
@@ -86,6 +102,8 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         compile: bool = False,
         sync_batch_norm: bool = False,
         clip_grad_norm: PositiveFloat | None = None,
+        on_nonfinite: Literal["stop", "skip", "roll_back"] = "stop",
+        patience: PositiveFloat = 45.0,
         log_every: PositiveInt = 50,
         method: str = "pirl",
         evaluation_size: PositiveInt | None = None,
@@ -99,8 +117,8 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         self.run_dir = Path(run_dir) if run_dir else None
         self.accumulate_steps, self.precision = accumulate_steps, precision
         self.channels_last, self.compile_trunk = channels_last, compile
-        self.health: dict[str, float] = {}
-        self.config: dict[str, Any] = {}
+        self.on_nonfinite, self.patience = on_nonfinite, patience
+        self._begin()
 
         self.set_use_gpu(use_gpu)
         self.set_num_epochs(num_epochs)
@@ -129,6 +147,16 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         self._needed_views: set[str] | None = None
         if sync_batch_norm:
             self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
+
+    def _begin(self) -> None:
+        """What changes while the task runs."""
+        self.health: dict[str, float] = {}
+        self.config: dict[str, Any] = {}
+        self.told_to_stop: str | None = None  # by a signal, to this process
+        self.stop_requested: str | None = None  # known to all processes
+        self.excluded_steps: list[int] = []
+        self.heartbeat: Heartbeat | None = None
+        self.checkpoint_dict: dict[str, Any] | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
@@ -207,16 +235,42 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             checks.refuse_wrong_bfloat16_gradients(self.base_model.trunk, self.datasets["train"])
         if self.checkpoint_dict is not None:
             checks.refuse_other_batch_size(self.checkpoint_dict["classy_state_dict"], self.global_batch_size)
+        checks.refuse_disagreement(self)
         self.simulated_global_batchsize = self.global_batch_size
-        self._nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._flags, self._numerics = StepFlags(self.device), Numerics(self.run_dir)
+        self._snapshot: Snapshot | None = None
         self._needed_views = checks.needed_views(self.base_loss, self.hooks)
         if self.channels_last:
             self.base_model.to(memory_format=torch.channels_last)
         # ranks draw different negatives; a restored run takes its own state instead, in the checkpoint hook
-        torch.manual_seed(self.seed * 100_003 + distributed.rank())
+        seed_everything(self.seed * 100_003 + distributed.rank())
+        # the host would print a traceback where the checkpoint does not fit: it is kept from it until ours has looked
+        self._to_restore, self.checkpoint_dict = self.checkpoint_dict, None
+        restored = self._to_restore
         super().prepare()
+        self.checkpoint_dict = restored
         if self.compile_trunk:
             self.base_model.compile_trunk()
+
+    def init_distributed_data_parallel_model(self) -> None:
+        """Restores the checkpoint, if there is one, before the processes' copies are tied together."""
+        if self._to_restore is not None:
+            self.restore(self._to_restore)
+            self._to_restore = None
+        super().init_distributed_data_parallel_model()
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up a checkpoint's state, but for what the checkpoint hook keeps of each rank; collective.
+
+        Raises:
+            ValueError: it does not fit this task.
+        """
+        try:
+            self.set_classy_state(checkpoint["classy_state_dict"])
+            load_parts(self, checkpoint)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"the checkpoint does not fit this run: {reason or type(error).__name__}") from error
 
     def prepare_optimizer(self, optimizer: Any, model: torch.nn.Module, loss: torch.nn.Module | None = None) -> None:
         """Parameter groups and schedule, now that the number of processes is known."""
@@ -234,12 +288,14 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
         """The host's state, health signs and global batch size; the epoch's losses are the process's own."""
         state: dict[str, Any] = super().get_classy_state(deep_copy)
-        return {**state, "losses": [], "health": dict(self.health), "global_batch_size": self.global_batch_size}
+        more = {"health": dict(self.health), "excluded_steps": list(self.excluded_steps)}
+        return {**state, "losses": [], "global_batch_size": self.global_batch_size, **more}
 
     def set_classy_state(self, state: dict[str, Any]) -> None:
         """Restores a checkpoint; an epoch that it was written in is entered again where it was left."""
         super().set_classy_state(state)
         self.health.update(state.get("health", {}))
+        self.excluded_steps = sorted({*self.excluded_steps, *state.get("excluded_steps", ())})
         views = self.datasets["train"]
         batches = self.images_seen // views.get_global_batchsize()
         if batches < (self.train_phase_idx + 1) * views.steps_per_epoch:
@@ -248,14 +304,45 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
+    def step(self) -> None:
+        """One batch and its hooks."""
+        with self._nothing_half_written():
+            super().step()
+        if self.stop_requested is not None and self.images_seen % self.images_per_epoch:
+            raise StopRequested(self.stop_requested)  # at an epoch's end once that is done with
+
+    @contextlib.contextmanager
+    def _nothing_half_written(self) -> Iterator[None]:
+        """Whatever ends the run, a checkpoint that is being written is finished first."""
+        try:
+            yield
+        except StopIteration:
+            raise
+        except BaseException:
+            self.finish_writing()
+            raise
+
+    def finish_writing(self, seconds: float | None = None) -> None:
+        """Waits for what hooks write in the background, for at most some seconds; what goes wrong is logged."""
+        for hook in self.hooks:
+            try:
+                getattr(hook, "finish", lambda seconds: None)(seconds)
+            except OSError as error:
+                log.error("%s", error)
+
     def train_step(self) -> None:
         """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
         self.last_batch = None
+        self._mark(DATA)
         with Timer() as timer:
             sample = self._without_idle_views(next(self.data_iterator))
+        self._mark(COMPUTING)
         if self.use_gpu:
             unreadable = sample.pop("unreadable", None)
             sample = {**recursive_copy_to_gpu(sample, non_blocking=True), "unreadable": unreadable}
+        begins = self.is_update_step
+        if begins and self._snapshot_wanted():
+            self._take_snapshot()
         with contextlib.ExitStack() as gradients_wait:
             if not self._should_do_step():
                 for part in filter(None, (self.distributed_model, self.distributed_loss)):
@@ -263,6 +350,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.compute_model(sample)
             loss = self.compute_loss(output, sample)
+            self._numerics.note(self._new_record() if begins else None, sample, loss)
             self.run_optimizer(loss)
         self.losses.append(loss.detach())
         self.num_updates += self.get_global_batchsize()
@@ -273,8 +361,97 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             sample=sample,
             step_data={"sample_fetch_time": timer.elapsed_time},
         )
-        if self.is_log_step:
-            self._raise_if_nonfinite()
+        self._mark(HOOKS)
+
+    def run_optimizer(self, loss: Tensor) -> None:
+        """The backward pass and, with the last batch of a step, the optimiser; bad steps do not reach the weights."""
+        period, last = self.optimizer_period, self._should_do_step()
+        if self.is_update_step:
+            self.optimizer.zero_grad()
+        loss.backward()
+        if not last:
+            return
+        parameters = [p for group in self.optimizer.optimizer.param_groups for p in group["params"]]
+        if period != 1:
+            self._rescale_gradients(1 / period)
+        good = gradients_are_finite(parameters).to(self.device)
+        if self.clip_grad_norm is not None:
+            self._clip_gradients(self.clip_grad_norm)
+        bad = self._flags.push(self._numerics.bad_loss(), ~good, self.told_to_stop is not None)
+        excluded = self._next_step in self.excluded_steps
+        self._numerics.close_step()
+        self._look_at(self._flags.pop())
+        self.optimizer.step(where=self.where)
+        if self._snapshot is not None and self._snapshot_wanted():
+            self._snapshot.restore_where(bad | excluded)
+
+    @property
+    def _next_step(self) -> int:
+        """Number of the optimiser step being made, from 1."""
+        return self.step_idx + 1
+
+    def _new_record(self) -> StepRecord:
+        lr, step = float(self.optimizer.options_view.lr), self._next_step
+        return StepRecord(step, self.epoch, lr, step in self.excluded_steps)
+
+    def _snapshot_wanted(self) -> bool:
+        return self.on_nonfinite == "skip" or self._next_step in self.excluded_steps
+
+    def _take_snapshot(self) -> None:
+        if self._snapshot is None:
+            self._snapshot = Snapshot((self.base_model, self.base_loss), self.optimizer.optimizer)
+        self._snapshot.take()
+
+    def check_numbers(self) -> None:
+        """Looks at the flags of all steps made; waits for the device. Before anything is saved, and after an epoch.
+
+        Raises:
+            FloatingPointError: a step's loss or gradient was not finite (``on_nonfinite: stop``).
+            RollBack: the same, with ``roll_back``.
+        """
+        self._look_at(self._flags.pop(all_of_them=True))
+
+    def _look_at(self, flags: list[Flags]) -> None:
+        for known in flags:
+            if known.stop:
+                self.stop_requested = self.told_to_stop or "another process's signal"
+            bad = self._numerics.report(known)
+            if bad is None:
+                continue
+            record, text = bad
+            if self.on_nonfinite == "roll_back":
+                raise RollBack(record.step, text)
+            if self.on_nonfinite == "stop" or self._numerics.in_a_row > MOST_IN_A_ROW:
+                raise FloatingPointError(f"{text} Lower optimizer.lr, warm up longer, or see on_nonfinite.")
+            log.warning("%s The step is skipped.", text)
+
+    def roll_back(self, bad: RollBack) -> None:
+        """Goes back to the last checkpoint, from where the run goes on without the step that was bad; collective.
+
+        Raises:
+            FloatingPointError: there is no checkpoint, or this has happened too often.
+        """
+        for hook in self.hooks:
+            getattr(hook, "finish", lambda: None)()
+        distributed.barrier()
+        found = newest_usable(self.run_dir) if self.run_dir is not None else None
+        if found is None or len(self.excluded_steps) >= _MOST_ROLL_BACKS:
+            why = "there is no checkpoint to go back to" if found is None else "it has gone back often enough"
+            raise FloatingPointError(f"{bad.report} The run stops: {why}.")
+        log.warning("%s The run goes back to %s and leaves that step out.", bad.report, found[0])
+        self.excluded_steps.append(bad.step)
+        self._flags, self._snapshot = StepFlags(self.device), None
+        self._numerics.forget()
+        self.restore(found[1])
+        self.checkpoint_dict = found[1]
+        for hook in self.hooks:
+            if distributed.is_primary():
+                getattr(hook, "close", lambda: None)()
+            hook.on_start(self)
+
+    def _mark(self, doing: int) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.mark(self.images_seen // self.get_global_batchsize(), doing)
 
     def _without_idle_views(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The batch without views that neither the loss nor a hook looks at: nothing is computed for them."""
@@ -285,20 +462,6 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
     def compute_model(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
         """Embeddings by view, and what a pretext knows of its views."""
         return self.model(sample["input"])
-
-    def check_inf_nan(self, loss: Tensor) -> None:
-        """Notes a non-finite loss on the device; raised at the next logged step, at once on the CPU."""
-        self._nonfinite |= ~torch.isfinite(loss.detach())
-        if not self.use_gpu:
-            self._raise_if_nonfinite()
-
-    def _raise_if_nonfinite(self) -> None:
-        if self._nonfinite:
-            raise FloatingPointError(
-                f"The loss is not finite at or before step {self.step_idx} (epoch {self.epoch}, learning rate "
-                f"{self.optimizer.options_view.lr}): lower optimizer.lr, warm up longer, or see the log for the first "
-                "one."
-            )
 
     # -- the host's bookkeeping, for outputs that are dictionaries and losses that stay on the device ------------------
 
@@ -320,6 +483,14 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             self.losses = distributed.all_reduce_mean(torch.stack(self.losses).float()).tolist()
 
     def on_phase_end(self) -> None:
-        """End of an epoch."""
-        self._raise_if_nonfinite()
-        super().on_phase_end()
+        """End of an epoch.
+
+        Raises:
+            StopRequested: the run was told to stop, and its checkpoint is written.
+        """
+        self.check_numbers()
+        self._mark(BETWEEN_EPOCHS)
+        with self._nothing_half_written():
+            super().on_phase_end()
+        if self.stop_requested is not None:
+            raise StopRequested(self.stop_requested)

@@ -1,0 +1,231 @@
+"""Signals, locks and processes that watch each other."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_command import run
+from test_checkpoint_resume import COMMAND, metrics
+
+from pirl_plugin.commands.run_lock import NAME, FolderInUseError, locked
+from pirl_plugin.commands.running import PREEMPTED
+from pirl_plugin.commands.signals import STOPPING, told_to_stop
+from pirl_plugin.commands.train import main
+from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS, LOST, Heartbeat
+from pirl_plugin.hooks.checkpoint import checkpoints
+from pirl_plugin.hooks.metrics import MetricsJsonlHook
+from pirl_plugin.sweep.jobs import Job, Preempted, perform
+from pirl_plugin.sweep.plan import Run
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 3)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
+) -> None:
+    """In the middle of an epoch of 3 steps, and at its end; no periodic checkpoint would be there."""
+    folder, before = tmp_path / "run", signal.getsignal(number)
+    quiet = [*COMMAND, f"run_dir={folder}", "checkpoint.every_epochs=null"]
+    write = MetricsJsonlHook.write
+
+    def tell(hook: Any, task: Any, values: dict[str, float]) -> None:
+        write(hook, task, values)
+        if values["step"] == step - 1:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsJsonlHook, "write", tell)
+        outcome = run(main, quiet)
+    assert outcome.code == PREEMPTED == 75
+    saved = folder / "checkpoints" / f"step_{step:09d}.pt"
+    assert outcome.err.splitlines()[-1] == (
+        f"stopped by {number.name} after step {step}: the same command goes on from {saved}"
+    )
+    assert checkpoints(folder) == [saved]
+    assert signal.getsignal(number) is before
+    again = run(main, quiet)
+    assert again.code == 0, again.err
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_handlers_are_put_back_and_other_threads_take_no_signals() -> None:
+    heard: list[str] = []
+    before = [signal.getsignal(number) for number in STOPPING]
+    with told_to_stop(heard.append):
+        for number in STOPPING:
+            signal.raise_signal(number)
+    assert heard == ["SIGTERM", "SIGUSR1"]
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+    def elsewhere() -> None:
+        with told_to_stop(heard.append):
+            heard.append("in a thread")
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard[-1] == "in a thread"
+
+
+def test_a_preempted_run_of_a_sweep_has_no_outcome(tmp_path: Path) -> None:
+    job = Job(Run("a", "train", (), "a", "a", "", 0), tmp_path / "a")
+    with pytest.raises(Preempted):
+        perform(job, lambda arguments: PREEMPTED)
+    assert not (tmp_path / "a" / "outcome.json").exists()
+
+
+# -- the lock ----------------------------------------------------------------------------------------------------------
+
+_HOLDER = """
+import fcntl, json, os, sys, time
+file = open(sys.argv[1], "r+" if os.path.exists(sys.argv[1]) else "w+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write(json.dumps({"host": "elsewhere", "pid": 4711, "time": "today"})); file.flush()
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_runs_do_not_share_a_folder_and_a_dead_one_is_no_hindrance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other one is a process without our libraries, so that it starts at once."""
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path / NAME)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        said = r"is in use by process 4711 on elsewhere \(since today\): wait for it or end it, or set run_dir"
+        with pytest.raises(FolderInUseError, match=said), locked(tmp_path):
+            pass
+        outcome = run(main, [*COMMAND, f"run_dir={tmp_path}"])
+        assert outcome.code == 1
+        assert "is in use by process 4711 on elsewhere" in outcome.err
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]  # nothing was touched
+    finally:
+        holder.kill()
+        holder.wait()
+    caplog.set_level("INFO")
+    with locked(tmp_path):
+        assert "The run of process 4711 on elsewhere (since today) has ended without finishing" in caplog.text
+        content = json.loads((tmp_path / NAME).read_text())
+        assert content["pid"] == os.getpid()
+    assert (tmp_path / NAME).read_text() == ""
+    caplog.clear()
+    with locked(tmp_path):
+        assert caplog.text == ""
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*arguments: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with locked(tmp_path):
+        assert "this file system has no locks" in caplog.text
+
+
+# -- processes that watch each other -----------------------------------------------------------------------------------
+
+
+class Store:
+    """What torch's store does, for threads of one process."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.content[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.content[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.content for key in keys)
+
+
+class Group:
+    """Heartbeats of some ranks in one process, and what they said when they ended."""
+
+    def __init__(self, ranks: int, patience: float = 4.0) -> None:
+        self.store, self.ended, self.said = Store(), dict[int, int](), dict[int, str]()
+        self.all = [self.heartbeat(rank, ranks, patience) for rank in range(ranks)]
+
+    def heartbeat(self, rank: int, ranks: int, patience: float) -> Heartbeat:
+        def end(code: int) -> None:
+            self.ended[rank] = code
+
+        def lost(message: str) -> None:
+            self.said[rank] = message
+
+        beat = Heartbeat(self.store, rank, ranks, patience, lost, end)
+        for step in range(3):  # past the first, slow steps
+            for doing in (DATA, COMPUTING, HOOKS):
+                beat.mark(step + (doing == HOOKS), doing)
+        beat.start()
+        return beat
+
+    def until_ended(self, ranks: int) -> None:
+        limit = time.monotonic() + 60
+        while len(self.ended) < ranks and time.monotonic() < limit:
+            time.sleep(0.1)
+
+
+def test_a_rank_that_makes_no_progress_is_named_by_all_others() -> None:
+    """Rank 2 hangs in its hooks, the others wait for it in the next step."""
+    group = Group(3)
+    for rank in (0, 1):
+        group.all[rank].mark(3, COMPUTING)
+    group.until_ended(3)
+    assert group.ended == {0: LOST, 1: LOST, 2: LOST}
+    for rank in (0, 1):
+        assert "rank 2 (process" in group.said[rank]
+        assert "has made no progress for" in group.said[rank]
+        assert "after 3 batches, where it is in the hooks" in group.said[rank]
+        assert f"rank {rank} ends, after 3 batches, where it computes" in group.said[rank]
+
+
+def test_a_silent_rank_is_named() -> None:
+    group = Group(2)
+    group.all[1]._exchange = lambda count, neighbour: None  # type: ignore[method-assign]  # its thread does nothing more
+    group.until_ended(1)
+    assert "rank 1" in group.said[0]
+    assert "no sign of life" in group.said[0]
+    group.all[1]._over.set()
+
+
+def test_a_rank_that_fails_tells_the_others() -> None:
+    group = Group(2)
+    group.all[1].stop("ValueError: the dog ate it")
+    group.until_ended(1)
+    assert group.ended == {0: LOST}
+    assert "rank 1 failed, after 3 batches, where it is in the hooks: ValueError: the dog ate it" in group.said[0]
+
+
+def test_ranks_that_finish_leave_the_others_alone() -> None:
+    group = Group(2, patience=2.0)
+    group.all[1].stop()
+    time.sleep(5)
+    assert group.ended == {}
+    group.all[0].stop()
+
+
+def test_slow_steps_and_long_pauses_between_epochs_are_no_hang() -> None:
+    beat = Heartbeat(Store(), 0, 2, patience=5.0)
+    assert beat._allowed(COMPUTING) > 1000  # the first step compiles
+    beat._marked_steps, beat._slowest = 3, 2.0
+    assert beat._allowed(COMPUTING) == 20
+    beat._slowest = 0.1
+    assert beat._allowed(COMPUTING) == 5
+    assert beat._allowed(1) > 1000  # between epochs
