@@ -125,16 +125,10 @@ class _GatheredLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         rows, ids = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad = grads[0].transpose(0, 1)
-        total = grad.new_zeros((grad.shape[0], grad.shape[1], rows.shape[1]))
-        chunk = ctx.chunk  # type: ignore[attr-defined]
-        for start in range(0, ids.shape[1], chunk):
-            part = slice(start, start + chunk)
-            total.baddbmm_(grad[:, :, part], rows[ids[:, part]].to(grad.dtype))
-        return total.transpose(0, 1), None, None, None
+        return weighted_rows(grads[0], rows, ids, ctx.chunk), None, None, None  # type: ignore[attr-defined]
 
 
-def candidate_logits(queries: Tensor, rows: Tensor, ids: Tensor, chunk: int = 2048) -> Tensor:
+def candidate_logits(queries: Tensor, rows: Tensor, ids: Tensor, chunk: int | None = None) -> Tensor:
     """Cosine similarities over temperature between queries and bank rows chosen by id; the plain way, in two passes.
 
     Args:
@@ -142,13 +136,40 @@ def candidate_logits(queries: Tensor, rows: Tensor, ids: Tensor, chunk: int = 20
         rows: unit-norm bank rows, ``(n, D)``; no gradient flows into them.
         ids: rows to compare with: ``(B, K)``, a set of its own for each image, or ``(K,)``, one set for the batch.
         chunk: candidates gathered at a time when each image has its own; bounds the memory at ``B * chunk * D``.
+            Default: 65,536 rows in all.
 
     Returns:
         Logits ``(V, B, K)``.
     """
     if ids.ndim == 1:
         return queries @ rows[ids].to(queries.dtype).T
-    return _GatheredLogits.apply(queries, rows, ids, chunk)
+    return _GatheredLogits.apply(queries, rows, ids, chunk or _chunk(ids))
+
+
+def weighted_rows(weights: Tensor, rows: Tensor, ids: Tensor, chunk: int | None = None) -> Tensor:
+    """The derivative of ``candidate_logits`` by the queries: sums of the candidates' rows.
+
+    Args:
+        weights: ``(V, B, K)``.
+        rows: bank rows, ``(n, D)``.
+        ids: ``(B, K)`` or ``(K,)``.
+        chunk: as for ``candidate_logits``.
+
+    Returns:
+        ``(V, B, D)``.
+    """
+    if ids.ndim == 1:
+        return weights @ rows[ids].to(weights.dtype)
+    by_image, chunk = weights.transpose(0, 1), chunk or _chunk(ids)
+    total = weights.new_zeros((*by_image.shape[:2], rows.shape[1]))
+    for start in range(0, ids.shape[1], chunk):
+        part = slice(start, start + chunk)
+        total.baddbmm_(by_image[:, :, part], rows[ids[:, part]].to(weights.dtype))
+    return total.transpose(0, 1)
+
+
+def _chunk(ids: Tensor) -> int:
+    return max(1, (1 << 16) // len(ids))
 
 
 def without_own(logits: Tensor, ids: Tensor, own: Tensor | None) -> Tensor:

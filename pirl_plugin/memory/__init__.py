@@ -2,5 +2,6 @@
 
 from pirl_plugin.memory.ema_bank import EMAMemoryBank
 from pirl_plugin.memory.fifo_queue import FIFOQueue
+from pirl_plugin.memory.sharded_bank import ShardedEMAMemoryBank
 
-__all__ = ["EMAMemoryBank", "FIFOQueue"]
+__all__ = ["EMAMemoryBank", "FIFOQueue", "ShardedEMAMemoryBank"]
