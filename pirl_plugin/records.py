@@ -131,10 +131,17 @@ def read_run(run: Path) -> list[Record]:
         ValueError: a file that is not a record; names it.
     """
     headline, whole = run / _HEADLINE, run / _ALL
-    first = [_parse(headline.read_text(encoding="utf-8"), headline)] if headline.exists() else []
+    first = [_parse(_text(headline), headline)] if headline.exists() else []
     if not whole.exists() or (first and first[0].status == "failed"):
         return first
-    return [_parse(line, whole) for line in whole.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [_parse(line, whole) for line in _text(whole).splitlines() if line.strip()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not a result record: {error}.") from error
 
 
 def _parse(text: str, path: Path) -> Record:
@@ -143,7 +150,7 @@ def _parse(text: str, path: Path) -> Record:
         known = {item.name for item in dataclasses.fields(Record)}
         more = {key: value for key, value in content.items() if key not in known}
         record = Record(**{key: value for key, value in content.items() if key in known})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not a result record: {error}.") from error
     return dataclasses.replace(record, extra={**record.extra, **more}) if more else record
 

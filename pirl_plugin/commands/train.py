@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from classy_vision.generic.distributed_util import set_cpu_device, set_cuda_device_index
 from classy_vision.tasks import build_task
 
@@ -25,6 +24,7 @@ from pirl_plugin.distributed import is_launched_primary, launched_processes, loc
 from pirl_plugin.heartbeat import watched
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.checkpoint_files import newest_usable
+from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.records import environment
 from pirl_plugin.registry import completed, lookup
 from pirl_plugin.tasks import SSLPretrainingTask
@@ -181,16 +181,9 @@ def _per_process(state: Mapping[str, Any], processes: int) -> int:
 def _recorded_identity(run_dir: Path) -> dict[str, Any] | None:
     """Identity of the run whose folder this is, as it stated itself; None where it does not say."""
     try:
-        text = (run_dir / "config.yaml").read_text(encoding="utf-8")
-        # an anchor can stand for any number of copies; no configuration of ours has one
-        content = None if "&" in text and _has_anchors(text) else yaml.safe_load(text)
-        return _identity(completed("task", content)) if isinstance(content, dict) else None
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return _identity(completed("task", read_plain_yaml(run_dir / "config.yaml")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _has_anchors(text: str) -> bool:
-    return any(getattr(event, "anchor", None) for event in yaml.parse(text, Loader=yaml.SafeLoader))
 
 
 def _saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:

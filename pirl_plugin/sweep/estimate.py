@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.registry import build
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.text import aligned
@@ -86,11 +86,11 @@ def _images_per_second(config: Mapping[str, Any], store: Path) -> float | None:
     found = []
     for file in store.glob("*/metrics.jsonl"):
         try:
-            other = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
+            other = read_plain_yaml(file.parent / "config.yaml")
             last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
             if (other["method"], other["trunk"]) == (config["method"], config["trunk"]):
                 found.append(float(last["images_per_second"]))
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        except (OSError, ValueError, LookupError, TypeError):
             continue
     return statistics.median(found) if found else None
 

@@ -5,42 +5,39 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from classy_vision.generic.util import Timer, recursive_copy_to_gpu
 from classy_vision.optim.param_scheduler import ConstantParamScheduler
-from classy_vision.tasks import ClassificationTask, register_task
+from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatchInfo
 from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
-from pirl_plugin.heartbeat import BETWEEN_EPOCHS, COMPUTING, DATA, HOOKS, Heartbeat
-from pirl_plugin.hooks.checkpoint import load_parts
-from pirl_plugin.hooks.checkpoint_files import newest_usable
+from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS
 from pirl_plugin.hooks.random_state import seed_everything
 from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import Configurable, build, completed
 from pirl_plugin.schema import Component, NonNegativeInt, PositiveFloat, PositiveInt, checked
 from pirl_plugin.tasks import checks
+from pirl_plugin.tasks.guarded import GuardedTask
 from pirl_plugin.tasks.network import build_network
-from pirl_plugin.tasks.numerics import MOST_IN_A_ROW, Numerics, Snapshot, StepRecord, gradients_are_finite
-from pirl_plugin.tasks.step_flags import Flags, StepFlags
-from pirl_plugin.tasks.stopping import RollBack, StopRequested
+from pirl_plugin.tasks.numerics import Numerics
+from pirl_plugin.tasks.step_flags import StepFlags
 
 log = logging.getLogger(__name__)
 
 ComponentConfig = Mapping[str, Any]
-_MOST_ROLL_BACKS = 10
 _PIRL_HEADS = {"image": {"name": "linear"}, "patches": {"name": "jigsaw"}}
 
 
 @register_task("ssl_pretraining")
 @checked
-class SSLPretrainingTask(Configurable, ClassificationTask):
+class SSLPretrainingTask(Configurable, GuardedTask):
     """Pretrains a trunk without labels: views of each image, one loss, one optimiser.
 
     Args:
@@ -148,84 +145,12 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         if sync_batch_norm:
             self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
 
-    def _begin(self) -> None:
-        """What changes while the task runs."""
-        self.health: dict[str, float] = {}
-        self.config: dict[str, Any] = {}
-        self.told_to_stop: str | None = None  # by a signal, to this process
-        self.stop_requested: str | None = None  # known to all processes
-        self.excluded_steps: list[int] = []
-        self.heartbeat: Heartbeat | None = None
-        self.checkpoint_dict: dict[str, Any] | None = None
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SSLPretrainingTask:
         """Builds the task; ``task.config`` is the configuration with every derived value filled in."""
         task: SSLPretrainingTask = super().from_config(config)
         task.config = completed("task", {"name": "ssl_pretraining", **copy.deepcopy(dict(config)), **task._filled_in})
         return task
-
-    # -- where the run is --------------------------------------------------------------------------------------------
-
-    @property
-    def global_batch_size(self) -> int:
-        """Images of one optimiser step over all processes."""
-        return int(self.get_global_batchsize()) * self.accumulate_steps
-
-    @property
-    def images_seen(self) -> int:
-        """Images that gradients have been computed for; the host calls the counter ``num_updates``."""
-        return int(self.num_updates)
-
-    @property
-    def step_idx(self) -> int:
-        """Optimiser steps made."""
-        return self.images_seen // self.global_batch_size
-
-    @property
-    def images_per_epoch(self) -> int:
-        """Images of one epoch over all processes."""
-        return self.global_batch_size * self.steps_per_epoch
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
-        return int(self.datasets["train"].steps_per_epoch) // self.accumulate_steps
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.steps_per_epoch * int(self.num_epochs)
-
-    @property
-    def num_batches_per_phase(self) -> int:
-        """Batches of a whole epoch, also in one that is entered again in its middle (the host's name)."""
-        return int(self.datasets["train"].steps_per_epoch)
-
-    @property
-    def epoch(self) -> int:
-        """Current epoch, from 0; -1 before the first."""
-        return int(self.train_phase_idx)
-
-    @property
-    def is_update_step(self) -> bool:
-        """Whether the last batch ended in an optimiser step."""
-        return self.images_seen % self.global_batch_size == 0
-
-    @property
-    def is_log_step(self) -> bool:
-        """Whether values of the last batch are logged, so that waiting for the device is allowed."""
-        return self.is_update_step and self.step_idx % self.log_every == 0
-
-    @property
-    def where(self) -> float:
-        """Fraction of the training done, in [0, 1]."""
-        return self.step_idx / max(1, self.total_steps)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return torch.device("cuda", torch.cuda.current_device()) if self.use_gpu else torch.device("cpu")
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -238,7 +163,7 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         checks.refuse_disagreement(self)
         self.simulated_global_batchsize = self.global_batch_size
         self._flags, self._numerics = StepFlags(self.device), Numerics(self.run_dir)
-        self._snapshot: Snapshot | None = None
+        self._snapshot = None
         self._needed_views = checks.needed_views(self.base_loss, self.hooks)
         if self.channels_last:
             self.base_model.to(memory_format=torch.channels_last)
@@ -251,26 +176,6 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         self.checkpoint_dict = restored
         if self.compile_trunk:
             self.base_model.compile_trunk()
-
-    def init_distributed_data_parallel_model(self) -> None:
-        """Restores the checkpoint, if there is one, before the processes' copies are tied together."""
-        if self._to_restore is not None:
-            self.restore(self._to_restore)
-            self._to_restore = None
-        super().init_distributed_data_parallel_model()
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up a checkpoint's state, but for what the checkpoint hook keeps of each rank; collective.
-
-        Raises:
-            ValueError: it does not fit this task.
-        """
-        try:
-            self.set_classy_state(checkpoint["classy_state_dict"])
-            load_parts(self, checkpoint)
-        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"the checkpoint does not fit this run: {reason or type(error).__name__}") from error
 
     def prepare_optimizer(self, optimizer: Any, model: torch.nn.Module, loss: torch.nn.Module | None = None) -> None:
         """Parameter groups and schedule, now that the number of processes is known."""
@@ -303,32 +208,6 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
             self.train_phase_idx -= 1
 
     # -- one step -----------------------------------------------------------------------------------------------------
-
-    def step(self) -> None:
-        """One batch and its hooks."""
-        with self._nothing_half_written():
-            super().step()
-        if self.stop_requested is not None and self.images_seen % self.images_per_epoch:
-            raise StopRequested(self.stop_requested)  # at an epoch's end once that is done with
-
-    @contextlib.contextmanager
-    def _nothing_half_written(self) -> Iterator[None]:
-        """Whatever ends the run, a checkpoint that is being written is finished first."""
-        try:
-            yield
-        except StopIteration:
-            raise
-        except BaseException:
-            self.finish_writing()
-            raise
-
-    def finish_writing(self, seconds: float | None = None) -> None:
-        """Waits for what hooks write in the background, for at most some seconds; what goes wrong is logged."""
-        for hook in self.hooks:
-            try:
-                getattr(hook, "finish", lambda seconds: None)(seconds)
-            except OSError as error:
-                log.error("%s", error)
 
     def train_step(self) -> None:
         """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
@@ -363,96 +242,6 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         )
         self._mark(HOOKS)
 
-    def run_optimizer(self, loss: Tensor) -> None:
-        """The backward pass and, with the last batch of a step, the optimiser; bad steps do not reach the weights."""
-        period, last = self.optimizer_period, self._should_do_step()
-        if self.is_update_step:
-            self.optimizer.zero_grad()
-        loss.backward()
-        if not last:
-            return
-        parameters = [p for group in self.optimizer.optimizer.param_groups for p in group["params"]]
-        if period != 1:
-            self._rescale_gradients(1 / period)
-        good = gradients_are_finite(parameters).to(self.device)
-        if self.clip_grad_norm is not None:
-            self._clip_gradients(self.clip_grad_norm)
-        bad = self._flags.push(self._numerics.bad_loss(), ~good, self.told_to_stop is not None)
-        excluded = self._next_step in self.excluded_steps
-        self._numerics.close_step()
-        self._look_at(self._flags.pop())
-        self.optimizer.step(where=self.where)
-        if self._snapshot is not None and self._snapshot_wanted():
-            self._snapshot.restore_where(bad | excluded)
-
-    @property
-    def _next_step(self) -> int:
-        """Number of the optimiser step being made, from 1."""
-        return self.step_idx + 1
-
-    def _new_record(self) -> StepRecord:
-        lr, step = float(self.optimizer.options_view.lr), self._next_step
-        return StepRecord(step, self.epoch, lr, step in self.excluded_steps)
-
-    def _snapshot_wanted(self) -> bool:
-        return self.on_nonfinite == "skip" or self._next_step in self.excluded_steps
-
-    def _take_snapshot(self) -> None:
-        if self._snapshot is None:
-            self._snapshot = Snapshot((self.base_model, self.base_loss), self.optimizer.optimizer)
-        self._snapshot.take()
-
-    def check_numbers(self) -> None:
-        """Looks at the flags of all steps made; waits for the device. Before anything is saved, and after an epoch.
-
-        Raises:
-            FloatingPointError: a step's loss or gradient was not finite (``on_nonfinite: stop``).
-            RollBack: the same, with ``roll_back``.
-        """
-        self._look_at(self._flags.pop(all_of_them=True))
-
-    def _look_at(self, flags: list[Flags]) -> None:
-        for known in flags:
-            if known.stop:
-                self.stop_requested = self.told_to_stop or "another process's signal"
-            bad = self._numerics.report(known)
-            if bad is None:
-                continue
-            record, text = bad
-            if self.on_nonfinite == "roll_back":
-                raise RollBack(record.step, text)
-            if self.on_nonfinite == "stop" or self._numerics.in_a_row > MOST_IN_A_ROW:
-                raise FloatingPointError(f"{text} Lower optimizer.lr, warm up longer, or see on_nonfinite.")
-            log.warning("%s The step is skipped.", text)
-
-    def roll_back(self, bad: RollBack) -> None:
-        """Goes back to the last checkpoint, from where the run goes on without the step that was bad; collective.
-
-        Raises:
-            FloatingPointError: there is no checkpoint, or this has happened too often.
-        """
-        for hook in self.hooks:
-            getattr(hook, "finish", lambda: None)()
-        distributed.barrier()
-        found = newest_usable(self.run_dir) if self.run_dir is not None else None
-        if found is None or len(self.excluded_steps) >= _MOST_ROLL_BACKS:
-            why = "there is no checkpoint to go back to" if found is None else "it has gone back often enough"
-            raise FloatingPointError(f"{bad.report} The run stops: {why}.")
-        log.warning("%s The run goes back to %s and leaves that step out.", bad.report, found[0])
-        self.excluded_steps.append(bad.step)
-        self._flags, self._snapshot = StepFlags(self.device), None
-        self._numerics.forget()
-        self.restore(found[1])
-        self.checkpoint_dict = found[1]
-        for hook in self.hooks:
-            if distributed.is_primary():
-                getattr(hook, "close", lambda: None)()
-            hook.on_start(self)
-
-    def _mark(self, doing: int) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.mark(self.images_seen // self.get_global_batchsize(), doing)
-
     def _without_idle_views(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The batch without views that neither the loss nor a hook looks at: nothing is computed for them."""
         needed = self._needed_views
@@ -481,16 +270,3 @@ class SSLPretrainingTask(Configurable, ClassificationTask):
         """Mean over processes of every step's loss, as numbers."""
         if self.losses:
             self.losses = distributed.all_reduce_mean(torch.stack(self.losses).float()).tolist()
-
-    def on_phase_end(self) -> None:
-        """End of an epoch.
-
-        Raises:
-            StopRequested: the run was told to stop, and its checkpoint is written.
-        """
-        self.check_numbers()
-        self._mark(BETWEEN_EPOCHS)
-        with self._nothing_half_written():
-            super().on_phase_end()
-        if self.stop_requested is not None:
-            raise StopRequested(self.stop_requested)
