@@ -29,8 +29,8 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## pretrain and probe on generated scenes, at most 10 minutes on 2 cores
-	$(BIN)/python -m pirl_plugin.commands.demo
+demo: $(STAMP) ## six methods, seven benchmarks, one report on generated scenes, at most 10 minutes on 2 cores
+	$(BIN)/python tools/sweep.py sweep=demo
 
 # one thread for each test process: more only fight for the cores
 test: lint types ## lint, types and the test suite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import yaml
 from PIL import Image
 from run_command import Outcome, run
 
+from pirl_plugin import config as configs
 from pirl_plugin import registry
-from pirl_plugin.commands import benchmark, compare, convert, demo, published, show_curves, show_views, sweep, train
+from pirl_plugin.commands import bench, benchmark, compare, convert, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
@@ -162,7 +164,7 @@ def test_list_names_every_component() -> None:
 
 MAINS = {
     module.__name__.rpartition(".")[2]: module.main
-    for module in (train, benchmark, compare, convert, published, sweep, show_views, show_curves, demo)
+    for module in (train, bench, benchmark, compare, convert, published, sweep, show_views, show_curves)
 }
 MAINS["list"] = list_command.main
 
@@ -171,34 +173,41 @@ MAINS["list"] = list_command.main
 def test_help_helps(name: str) -> None:
     outcome = run(MAINS[name], ["--help"])
     assert (outcome.code, outcome.err) == (0, "")
-    assert name == "demo" or "example" in outcome.out
+    assert "example" in outcome.out
     assert all(len(line) <= 120 for line in outcome.out.splitlines())
 
 
 def test_every_tool_is_a_known_command(repository_root: Path) -> None:
-    assert {path.stem for path in (repository_root / "tools").glob("*.py")} == set(MAINS) - {"demo"}
+    assert {path.stem for path in (repository_root / "tools").glob("*.py")} == set(MAINS)
 
 
-def test_demo_compares_with_the_random_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_METHODS", ("npid_32",))
-    monkeypatch.setattr(demo, "_DATASET", DATASET)
-    monkeypatch.setattr(demo, "_TRUNK", TRUNK)
-    monkeypatch.setattr(demo, "_VIEW", ["image_size=32"])
-    outcome = run(demo.main, ["--run-dir", str(tmp_path / "demo"), "--epochs", "1"])
+def test_make_demo_is_the_sweep_of_that_name(repository_root: Path) -> None:
+    makefile = (repository_root / "Makefile").read_text()
+    assert re.search(r"^demo: .*\n\t\$\(BIN\)/python tools/sweep.py sweep=demo$", makefile, re.M)
+
+
+DEMO = ["sweep=demo", "methods=[pirl_32,random_32]", "launcher=inline", "train.num_epochs=1", "train.batch_size=16"]
+DEMO += ["train.dataset.num_images=32", "train.trunk.width=0.125", "measure.dataset.num_images=80"]
+DEMO += ['method_settings.pirl_32=["loss.num_negatives=8"]']
+DEMO += ['benchmark_settings.detection_voc_small=["dataset.num_images=4","benchmark.iterations=1"]']
+
+
+def test_the_demo_makes_every_benchmark_and_its_report(tmp_path: Path) -> None:
+    """In tiny; and a second time from what is there, in no time."""
+    place = [f"run_dir={tmp_path / 'demo'}", f"store={tmp_path / 'store'}"]
+    outcome = run(sweep.main, [*DEMO, *place])
     assert outcome.code == 0, outcome.err
-    title, _, header, random, ours, _, end = outcome.out.strip().splitlines()
-    assert "Top-1" in title
-    assert header.split("  ")[0] == "method"
-    assert (random.split()[0], ours.split()[0]) == ("random", "npid_32")
-    ends = [[index for index, sign in enumerate(line) if sign == "%"] for line in (random, ours)]
-    assert ends[0] == ends[1], "columns are aligned"
-    assert len(ends[0]) == 3  # the linear probe, and two k
-    assert "minutes on" in end
-    said = outcome.err
-    assert said.index("[1/2] random") < said.index("linear of random") < said.index("[2/2] npid_32")
-    for words in ("knn of random", "epoch 1/1", "linear of", "knn of"):
-        assert words in said
-    assert (tmp_path / "demo" / "npid_32" / "knn" / "result.json").exists()
+    expected = configs.load("sweep", ["sweep=demo"], sweep.problems_of)["benchmarks"]
+    heads, _, *rows = outcome.out.splitlines()
+    assert len(heads.split()) == len(expected) == 7
+    assert [row.split()[0] for row in rows[:2]] == ["pirl_32", "random_32"]
+    assert not any(word in outcome.out for word in ("failed", "–"))
+    assert outcome.out.endswith(f"Report: {tmp_path / 'demo' / 'report.html'}\n")
+    assert {"report.html", "report.md", "report.csv"} <= {path.name for path in (tmp_path / "demo").iterdir()}
+    assert "finished: pirl_32, seed 0: linear" in outcome.err
+    again = run(sweep.main, [*DEMO, *place])
+    assert (again.code, again.out) == (0, outcome.out)
+    assert "16 runs, 16 of them finished already" in again.err
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin.benchmarks.runner import problems_of
-from pirl_plugin.commands import benchmark, compare, convert, demo, published, show_curves, show_views, sweep, train
+from pirl_plugin.commands import benchmark, compare, convert, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.config import groups, load
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -35,7 +35,6 @@ MAINS = {
     "tools/sweep.py": sweep.main,
     "tools/show_views.py": show_views.main,
     "tools/show_curves.py": show_curves.main,
-    "pirl_plugin.commands.demo": demo.main,
 }
 # said once more at the end of a command, where it makes the run tiny: the last one counts
 TINY = {

@@ -169,7 +169,31 @@ def test_markdown_escapes_names() -> None:
 
 
 def test_terminal_table_is_never_wider_than_asked() -> None:
-    wide = aggregate(entry(f"a_method_of_some_length_{index}", float(index)) for index in range(9))
-    assert max(map(len, for_terminal(wide).splitlines())) <= 120
+    names = [f"a_method_of_some_length_{index}" for index in range(9)]
+    found = [entry(name, 1.0, benchmark=f"a_benchmark_of_some_length_{index}") for name in names for index in range(9)]
+    lines = for_terminal(aggregate(found)).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[1].split() == ["a_method_of_some_length_0", "1.0", "★"]
     narrow = for_terminal(aggregate([entry("pirl", 60.0), entry("npid", 50.0)]))
     assert narrow.splitlines()[1].split()[-3:] == ["60.0", "★", "50.0"]
+
+
+def test_many_methods_stand_in_rows_and_what_the_columns_are_below() -> None:
+    names = [f"method_{index}" for index in range(9)]
+    found = [entry(name, float(index)) for index, name in enumerate(names)]
+    found += [entry(name, 1.5, benchmark="knn", setting={"k": 20}) for name in names]
+    lines = for_terminal(aggregate(found)).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["linear", "knn"],
+        ["mAP", "%", "mAP", "%"],
+        ["method_0", "0.0", "1.5", "★"],
+    ]
+    assert lines[2:11] == sorted(lines[2:11])
+    assert [line.partition(" = ")[0] for line in lines[12:]] == ["linear", "knn"]
+    assert lines[13].endswith("mAP, k 20")
+
+
+def test_columns_of_one_benchmark_are_told_apart_in_the_terminal() -> None:
+    names = [f"method_{index}" for index in range(9)]
+    found = [entry(name, 1.0, dataset=dataset) for name in names for dataset in ("a", "b")]
+    assert for_terminal(aggregate(found)).splitlines()[0].split() == ["linear", "on", "a", "linear", "on", "b"]

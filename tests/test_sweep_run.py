@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pirl_plugin.commands.running import log_to
 from pirl_plugin.sweep import launchers
 from pirl_plugin.sweep.jobs import CONSOLE, Job, newest_checkpoint, perform
 from pirl_plugin.sweep.launchers import Handle, InlineLauncher, Launcher, LocalLauncher
@@ -106,6 +108,21 @@ def test_an_interrupted_run_is_neither_finished_nor_failed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         perform(Job(PLAN[0], tmp_path / "a"), lambda arguments: 130)
     assert read_outcome(tmp_path / "a", "a") is None
+
+
+def test_a_command_in_this_process_leaves_the_logging_as_it_was(tmp_path):
+    """Commands set the logging up for themselves, to a console that is closed after them."""
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+
+    def entry(arguments: Sequence[str]) -> int:
+        log_to(tmp_path / "logs")
+        logging.getLogger("pirl_plugin.x").info("said inside")
+        return Recorder()(arguments)
+
+    InlineLauncher().start(Job(PLAN[0], tmp_path / "a"), entry)
+    assert (list(root.handlers), root.level) == before
+    assert "said inside" in (tmp_path / "a" / CONSOLE).read_text()
 
 
 def test_no_weights_is_a_failure_that_says_so(tmp_path):

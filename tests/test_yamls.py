@@ -165,9 +165,12 @@ def builds_sweep(option: str, tmp_path: Path) -> None:
     assert len(runs) == len(pretrained) * (1 + len(sweep.benchmarks))
 
 
+NAMES = {"slurm": "submitit", "submitit_local": "submitit", "single_threaded": "local"}
+
+
 def builds_launcher(option: str, tmp_path: Path) -> None:
     config = composed("sweep", f"launcher={option}")["launcher"]
-    assert config["name"] == {"slurm": "submitit", "submitit_local": "submitit"}.get(option, option)
+    assert config["name"] == NAMES.get(option, option)
     assert build("launcher", config).capacity >= 1
 
 

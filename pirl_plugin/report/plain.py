@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pirl_plugin.report.aggregate import FAILED, MISSING, RULE, Cell, Column, Row, Table
@@ -66,19 +67,40 @@ def as_markdown(table: Table, title: str, summary: str) -> str:
 
 
 def for_terminal(table: Table) -> str:
-    """The headline: benchmarks in rows and methods in columns, or a block for each benchmark where that is too wide."""
+    """The headline, not too wide: benchmarks in rows and methods in columns, else methods in rows, else in blocks."""
     names = {column: f"{group_name(column)}: {table.column_name(column)}" for column in table.headlines}
     heads = ["", *(table.row_name(row) for row in table.rows)]
     rows = [[names[column], *(shown(table.cell(row, column)) for row in table.rows)] for column in table.headlines]
-    whole = aligned([heads, *rows])
-    if max(map(len, whole.splitlines())) <= _WIDEST:
-        return whole
     blocks = []
     for column in table.headlines:
         cells = [(table.row_name(row), shown(table.cell(row, column))) for row in table.rows]
         lines = [cell for cell in cells if cell[1] != MISSING]
         blocks.append(f"{names[column]}\n{aligned(lines, indent=2)}")
-    return "\n\n".join(blocks)
+    choices = (aligned([heads, *rows]), _methods_in_rows(table, names), "\n\n".join(blocks))
+    return next((text for text in choices if max(map(len, text.splitlines())) <= _WIDEST), choices[-1])
+
+
+def _methods_in_rows(table: Table, names: Mapping[Column, str]) -> str:
+    """Short names above the columns, what they stand for below."""
+    short = _short_names(table.headlines)
+    metrics = [f"{column.metric} {column.unit}".strip() for column in table.headlines]
+    rows = [[table.row_name(row), *(shown(table.cell(row, c)) for c in table.headlines)] for row in table.rows]
+    meanings = [
+        textwrap.fill(f"{short[column]} = {name}", _WIDEST, subsequent_indent="  ") for column, name in names.items()
+    ]
+    return "\n".join([aligned([["", *short.values()], ["", *metrics], *rows]), "", *meanings])
+
+
+def _short_names(columns: Sequence[Column]) -> dict[Column, str]:
+    """The benchmark, and as much more as tells all columns apart."""
+    parts = {
+        c: (c.benchmark, f"on {c.dataset}", f"({c.protocol})", c.setting, f"{c.metric} {c.unit}", c.conditions)
+        for c in columns
+    }
+    count = 1
+    while len({part[:count] for part in parts.values()}) < len(parts):
+        count += 1
+    return {column: " ".join(part[:count]) for column, part in parts.items()}
 
 
 def shown(cell: Cell) -> str:

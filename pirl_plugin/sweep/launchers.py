@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -81,8 +82,25 @@ class InlineLauncher(Launcher):
 
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:
         """See ``Launcher.start``; returns when the job is done."""
-        perform(job, entry)
+        with _logging_as_before():
+            perform(job, entry)
         return _Over()
+
+
+@contextlib.contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """A command takes the logging over: what the sweep says after it would go into the command's console, closed."""
+    root, ours = logging.getLogger(), logging.getLogger("pirl_plugin")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
 
 
 @register_launcher("local")
