@@ -6,6 +6,7 @@ from pirl_plugin.benchmarks.features import Features, LabelledFeatures, extract
 from pirl_plugin.benchmarks.invariance import Invariance
 from pirl_plugin.benchmarks.knn import KNN
 from pirl_plugin.benchmarks.linear import Linear
+from pirl_plugin.benchmarks.neighbours import Neighbours
 from pirl_plugin.benchmarks.rankme import RankMe
 from pirl_plugin.benchmarks.runner import run_benchmark
 from pirl_plugin.benchmarks.semi_supervised import SemiSupervised
@@ -23,6 +24,7 @@ __all__ = [
     "Invariance",
     "LabelledFeatures",
     "Linear",
+    "Neighbours",
     "RankMe",
     "Result",
     "SemiSupervised",
