@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pirl_plugin.benchmarks import KNN, BenchmarkContext, extract
+from pirl_plugin.benchmarks.features import pooled_features
 from pirl_plugin.commands.benchmark import benchmark
 from pirl_plugin.data.generated_scenes import GeneratedScenes
 from pirl_plugin.records import read_records
@@ -54,6 +55,31 @@ def test_what_is_kept_is_read_and_only_the_missing_layer_is_extracted(tmp_path):
     expected = extract(direct, direct.train, ["res2", "res5"], "avg", "train")
     for name in ("res2", "res5"):
         torch.testing.assert_close(both.of[name], expected.of[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_layers_and_the_embedding_take_one_pass(precision):
+    """Each image goes through the trunk once, and what comes out is what the whole model gives."""
+    one = context(None)
+    heads = {"image": {"name": "linear", "dim": 16}}
+    trunk = {"name": "resnet_trunk", "depth": 18, "width": 0.125, "stem": "small"}
+    model = build("model", {"name": "ssl_model", "trunk": trunk, "heads": heads}).eval()
+    one.trunk.inner = model.trunk
+    one = dataclasses.replace(one, model=model, precision=precision)
+    images = torch.randn(5, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = {"embedding": model({"image": images})["image"].float(), "res5": model.trunk(images).float()}
+    tolerance = {"rtol": 0.05, "atol": 0.05} if precision == "bf16" else {"rtol": 1e-5, "atol": 1e-6}
+    for names in (["embedding"], ["res5", "embedding"], ["embedding", "res3", "res5"]):
+        before = one.trunk.seen
+        found = pooled_features(one, images, names, "avg")
+        assert one.trunk.seen == before + 5
+        assert set(found) == set(names)
+        for name in expected.keys() & found:
+            assert found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name], expected[name], **tolerance)
+    with pytest.raises(ValueError, match="no image head"):
+        pooled_features(dataclasses.replace(one, model=None), images, ["embedding"], "avg")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features_cache import FeaturesCache
 from pirl_plugin.data.loading import evaluation_loader
 from pirl_plugin.models.normalize import Normalize
+from pirl_plugin.models.ssl_model import main_embedding
 from pirl_plugin.records import memory_gib
 
 EMBEDDING = "embedding"
@@ -206,17 +207,20 @@ def _labelled(
 def pooled_features(
     context: BenchmarkContext, images: Tensor, names: Sequence[str], pooling: str
 ) -> Mapping[str, Tensor]:
-    """Features of normalised images, float32, by one pass through the trunk; see ``extract``."""
+    """Features of normalised images, float32, by one pass through the trunk for all of them; see ``extract``."""
     layers = [name for name in names if name != EMBEDDING]
-    with torch.autocast(context.device.type, torch.bfloat16, enabled=context.precision == "bf16"):
-        found: dict[str, Tensor] = {}
-        if layers:
-            maps = context.trunk.features(images, layers)  # type: ignore[operator]
-            found = {name: POOLINGS[pooling](x.float()) for name, x in maps.items()}
+    if EMBEDDING in names and context.model is None:
+        raise ValueError("these weights have no image head, so no embedding: use features=trunk.")
+    in_bf16 = context.precision == "bf16"
+    if in_bf16:  # the layout that its convolutions are fastest in
+        images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=in_bf16):
+        deepest = ["res5"] if EMBEDDING in names else []
+        maps = context.trunk.features(images, list(dict.fromkeys(layers + deepest)))  # type: ignore[operator]
+        found = {name: POOLINGS[pooling](maps[name].float()) for name in layers}
         if EMBEDDING in names:
-            if context.model is None:
-                raise ValueError("these weights have no image head, so no embedding: use features=trunk.")
-            found[EMBEDDING] = context.model({"image": images})["image"].float()
+            head = context.model.heads[context.model.head_of("image")]  # type: ignore[union-attr, operator, index]
+            found[EMBEDDING] = main_embedding(head(global_pool(maps["res5"]))).float()  # type: ignore[operator]
     return found
 
 
