@@ -1,11 +1,11 @@
 """What test_sharded_bank.py compares: a split bank beside a whole one, in several processes.
 
-Run as a program, with RANK and WORLD_SIZE set: ``python sharded_worker.py FOLDER`` writes ``FOLDER/rank_R.pt``.
+``python sharded_worker.py FOLDER`` writes ``FOLDER/R/rank_r.pt`` for each rank r of R = 2 and 4 processes.
 """
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,29 @@ def parts(folder: Path) -> dict[str, Any]:
     return {"rows": rows, "again": again, "of_one": distributed.all_gather_rows(bank.shard.clone())}
 
 
-if __name__ == "__main__":
+def run(rank: int, world_size: int, folder: Path) -> None:
+    """One of the processes."""
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     results = {name: compare(name) for name in CASES} | {"draws": draws(), "parts": parts(folder)}
     torch.save(results, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()
+
+
+def main(folder: Path) -> int:
+    """2 processes in ``FOLDER/2``, then 4 in ``FOLDER/4``: forked, so that the imports are made once."""
+    fork = multiprocessing.get_context("fork")
+    for world_size in (2, 4):
+        here = folder / str(world_size)
+        processes = [fork.Process(target=run, args=(rank, world_size, here)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from classy_vision.losses import build_loss
-from ranks import run_ranks
 from sharded_worker import CASES, DIM, NUM_IMAGES
 
 from pirl_plugin.hooks.health import HealthHook
@@ -27,12 +28,24 @@ def one_process() -> ShardedEMAMemoryBank:
     return PIRLNCELoss(NUM_IMAGES, DIM, 5, memory_bank=SPLIT).memory_bank
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What every rank saw; one start of all processes for all tests."""
-    folder = tmp_path_factory.mktemp(f"ranks_{request.param}")
-    one_process().save_parts(folder / "from_one")
-    run_ranks("sharded_worker.py", folder, world_size=request.param)
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of 2 and of 4 processes, of one start for all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for world_size in (2, 4):
+        one_process().save_parts(folder / str(world_size) / "from_one")
+    command = [sys.executable, str(Path(__file__).with_name("sharded_worker.py")), str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(params=[2, 4])
+def ranks(request: pytest.FixtureRequest, worked: Path) -> list[dict[str, Any]]:
+    """What every rank saw."""
+    folder = worked / str(request.param)
     results = [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(request.param)]
     return [{**result, "folder": folder} for result in results]
 
