@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +45,7 @@ class Heartbeat:
         world_size: number of processes.
         patience: seconds that a step may take without any progress, while another process waits for it; more where
             steps themselves are slow.
+        silence: seconds without any sign of life.
         on_loss: called with the message before the process ends; must not take longer than seconds.
         end: ends the process with an exit code.
     """
@@ -53,13 +56,15 @@ class Heartbeat:
         rank: int,
         world_size: int,
         patience: float = 45.0,
+        silence: float = 30.0,
         on_loss: Callable[[str], None] = lambda message: None,
         end: Callable[[int], Any] = os._exit,
     ) -> None:
         self.store, self.rank, self.world_size = store, rank, world_size
-        self.patience, self.silence = patience, min(30.0, patience)
+        self.patience, self.silence = patience, silence
         self.on_loss, self.end = on_loss, end
-        self._position, self._since, self._slowest, self._marked_steps = (0, STARTING), time.monotonic(), 0.0, 0
+        self._position, self._since, self._marked_steps = (0, STARTING), time.monotonic(), 0
+        self._latest_steps: deque[float] = deque([0.0], maxlen=50)  # seconds
         self._step_began: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -85,12 +90,12 @@ class Heartbeat:
         elif doing == HOOKS and self._step_began is not None:
             self._marked_steps += 1
             if self._marked_steps > 1:  # the first one compiles, starts workers, ...
-                self._slowest = max(self._slowest, now - self._step_began)
+                self._latest_steps.append(now - self._step_began)
         self._position, self._since = (batches, doing), now
 
     def _allowed(self, doing: int) -> float:
         long = doing in (STARTING, BETWEEN_EPOCHS) or self._marked_steps < 2
-        return _LONG if long else max(self.patience, 10 * self._slowest)
+        return _LONG if long else max(self.patience, 10 * statistics.median(self._latest_steps))
 
     def _place(self, batches: int, doing: int) -> str:
         return f"after {batches} batches, where it {_DOING[doing]}"
@@ -171,7 +176,7 @@ def watched(patience: float, on_loss: Callable[[str], None]) -> Iterator[Heartbe
     server = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     client = dist.TCPStore(*server, is_master=False, timeout=timedelta(seconds=15), wait_for_workers=False)
     store = dist.PrefixStore(f"pirl_plugin/{attempt}", client)
-    heartbeat = Heartbeat(store, dist.get_rank(), dist.get_world_size(), patience, on_loss)
+    heartbeat = Heartbeat(store, dist.get_rank(), dist.get_world_size(), patience, on_loss=on_loss)
     heartbeat.start()
     try:
         yield heartbeat

@@ -62,6 +62,15 @@ def test_a_sealed_file_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
         verify_seal(tmp_path / "plain.pt")
 
 
+def test_a_benchmark_does_not_read_a_damaged_one_either(tmp_path: Path) -> None:
+    write_sealed({"a": torch.zeros(1000)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.pt' as weights: its checksum does not match its content"):
+        read_weights(tmp_path / "a.pt")
+
+
 def test_every_single_bit_counts(tmp_path: Path) -> None:
     """One bit in each of the bytes, and the file cut off after each of them."""
     write_sealed({"a": 1}, tmp_path / "a.pt")

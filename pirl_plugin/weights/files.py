@@ -23,6 +23,7 @@ from torch.serialization import safe_globals
 from pirl_plugin.atomic import replacing
 from pirl_plugin.weights.finding import State, find_trunk
 from pirl_plugin.weights.resnet_shape import COUNTER, infer_trunk, resnet_shape
+from pirl_plugin.weights.sealed import is_sealed, verify_seal
 from pirl_plugin.weights.stand_ins import STAND_INS
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ METADATA = "__metadata__"
 _ADVICE = "Where you trust the file, save the model's state_dict() from the program that wrote it."
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_weights(path: str | os.PathLike[str], verify: bool = True) -> dict[str, Any]:
     """Content of a checkpoint on the CPU, read without running any code that the file may hold.
 
     Objects of other libraries that are known to lie beside weights, such as an ``argparse.Namespace``, come as empty
@@ -41,6 +42,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: a safetensors file, or anything that ``torch.save`` wrote from plain containers and tensors.
+        verify: hold the checksum of a run's checkpoint against its content; false where that has been done.
 
     Raises:
         FileNotFoundError: no such file.
@@ -49,6 +51,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {str(path)!r}: give the path of a checkpoint.")
+    if verify and is_sealed(path):
+        try:
+            verify_seal(path)
+        except ValueError as error:
+            raise ValueError(f"cannot read {str(path)!r} as weights: {error}.") from error
     try:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     except pickle.UnpicklingError as error:

@@ -78,12 +78,12 @@ class Mutated:
     set_to: dict[str, str] = field(default_factory=dict)
 
 
-def leaves(config: Any, path: str = "") -> Iterator[str]:
-    """Dotted paths of all that a configuration holds, inner nodes too."""
+def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of all that a configuration holds, inner nodes too."""
     items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
     for key, value in items:
         here = f"{path}.{key}" if path else str(key)
-        yield here
+        yield here, value
         yield from leaves(value, here)
 
 
@@ -99,16 +99,31 @@ def resolved() -> dict[str, Any]:
     return dict(yaml.safe_load(out.getvalue()))
 
 
-def mutate(generator: random.Random, paths: Sequence[str], options: dict[str, list[str]]) -> Mutated:
+def similar(value: Any, generator: random.Random) -> str:
+    """Another value of the same type, most of them small."""
+    if isinstance(value, bool):
+        return str(not value).lower()
+    if isinstance(value, int):
+        return generator.choice(["0", "1", "2", "3", "5", "8", "13"])
+    if isinstance(value, float):
+        return generator.choice(["0", "0.05", "0.3", "0.5", "1.0", "2.5", "1e-6", "1e6"])
+    if isinstance(value, list):
+        return generator.choice(["[0.5,0.9]", "[0.1,2.0]", "[1,1]", "[2,3]", "[]", "[0.2,1.0]"])
+    if isinstance(value, str):
+        return generator.choice(NAMES)
+    return generator.choice([*NUMBERS[:7], "true", "null", *NAMES[:4]])
+
+
+def mutate(generator: random.Random, values: dict[str, Any], options: dict[str, list[str]]) -> Mutated:
     """One to three mutations of the base."""
-    made = Mutated(list(BASE))
+    made, paths = Mutated(list(BASE)), list(values)
     for _ in range(generator.choice([1, 1, 2, 3])):
         path = generator.choice([p for p in paths if p.split(".")[0] not in _NEVER])
         last = path.rpartition(".")[2]
-        kind = generator.choice(["value", "value", "value", "name", "misspelt", "moved", "removed", "choice"])
-        if kind == "value":
-            values = [*NUMBERS[:7], *OTHERS] if last in _SIZES else [*NUMBERS, *OTHERS]
-            value = generator.choice(values)
+        kind = generator.choice([*["similar"] * 8, "value", "value", "name", "misspelt", "moved", "removed", "choice"])
+        if kind in ("similar", "value"):
+            small = [*NUMBERS[:7], *OTHERS] if last in _SIZES else [*NUMBERS, *OTHERS]
+            value = generator.choice(small) if kind == "value" else similar(values[path], generator)
             made.overrides.append(f"{path}={value}")
             made.set_to[path] = value
         elif kind == "name":
@@ -208,10 +223,10 @@ def survey(count: int, seed: int, scratch: Path) -> tuple[Counter[str], list[str
     """Tries mutated configurations: what became of them, and the faults."""
     from pirl_plugin import config as configs
 
-    paths, options = sorted(set(leaves(resolved()))), configs.groups()
+    values, options = dict(leaves(resolved())), configs.groups()
     outcomes, faults = Counter[str](), list[str]()
     for index in range(count):
-        made = mutate(random.Random(seed * 1_000_003 + index), paths, options)
+        made = mutate(random.Random(seed * 1_000_003 + index), values, options)
         outcome, fault = fault_of(made, scratch / str(index))
         outcomes[outcome] += 1
         if fault:
