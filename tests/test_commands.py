@@ -155,6 +155,17 @@ def test_show_views_says_what_is_wrong(tmp_path: Path) -> None:
     assert run(show_views.main, ["loss.lam=2"]).code == 2
 
 
+def test_a_pretrainings_views_are_left_in_its_folder_once(trained: tuple[Path, Outcome]) -> None:
+    folder, _ = trained
+    show_views.leave_views(folder)
+    content = json.loads((folder / "views.json").read_text())
+    assert content["method"] == "pirl_32"
+    assert content["views"][1:] == ["image, 32 × 32 pixels", "patches, 9 of 10 × 10 pixels"]
+    before = (folder / "views.png").stat().st_mtime_ns
+    show_views.leave_views(folder)
+    assert (folder / "views.png").stat().st_mtime_ns == before
+
+
 def test_list_names_every_component() -> None:
     outcome = run(list_command.main, ["--brief"])
     assert outcome.code == 0
@@ -199,15 +210,18 @@ def test_the_demo_makes_every_benchmark_and_its_report(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     expected = configs.load("sweep", ["sweep=demo"], sweep.problems_of)["benchmarks"]
     heads, _, *rows = outcome.out.splitlines()
-    assert len(heads.split()) == len(expected) == 7
+    assert len(heads.split()) == len(expected) == 8
     assert [row.split()[0] for row in rows[:2]] == ["pirl_32", "random_32"]
     assert not any(word in outcome.out for word in ("failed", "–"))
     assert outcome.out.endswith(f"Report: {tmp_path / 'demo' / 'report.html'}\n")
     assert {"report.html", "report.md", "report.csv"} <= {path.name for path in (tmp_path / "demo").iterdir()}
+    pictures = {path.name for path in (tmp_path / "demo" / "figures").iterdir()}
+    assert {"neighbours-0.png", "neighbours-1.png", "views-0.png", "invariance-1.svg", "training.png"} <= pictures
+    assert "views-1.png" not in pictures  # random sees nothing
     assert "finished: pirl_32, seed 0: linear" in outcome.err
     again = run(sweep.main, [*DEMO, *place])
     assert (again.code, again.out) == (0, outcome.out)
-    assert "16 runs, 16 of them finished already" in again.err
+    assert "18 runs, 18 of them finished already" in again.err
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

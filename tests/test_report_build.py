@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pirl_plugin.records import Record, write_record, write_records
 from pirl_plugin.report.build import write_report
@@ -178,6 +179,43 @@ def test_a_folder_given_twice_counts_once(store: Path) -> None:
     assert set(links(find([store])[0].folder)) == {"folder", "config", "log"}
 
 
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictured(store: Path) -> Path:
+    """The store with nearest neighbours of one run, and the views of its pretraining."""
+    place = store / f"npid-seed1-{HASH}"
+    run = place / "benchmarks" / f"linear-{HASH}"
+    for path, size in ((run / "neighbours.png", (70, 30)), (place / "views.png", (40, 20))):
+        Image.new("RGB", size, (200, 30, 30)).save(path)
+    queries = [{"id": 1, "class": EVIL, "neighbours": [{"id": 2, "class": "star", "cosine": 0.9}]}]
+    (run / "neighbours.json").write_text(json.dumps({"features": "res5", "queries": queries}))
+    views = ["original, as it is stored", f"{EVIL}, 32 × 32 pixels"]
+    (place / "views.json").write_text(json.dumps({"method": "npid", "views": views, "of": 10}))
+    return store
+
+
+def test_pictures_are_inside_the_page_with_sizes_and_words(pictured: Path, tmp_path: Path) -> None:
+    write_report(find([pictured]), tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    neighbours, views = page.all("img")
+    assert (neighbours["width"], neighbours["height"], views["width"], views["height"]) == ("70", "30", "40", "20")
+    assert all(str(picture["src"]).startswith("data:image/jpeg;base64,") for picture in (neighbours, views))
+    assert f"{EVIL}: star." in str(neighbours["alt"])
+    assert f"that npid is trained on: original, as it is stored; {EVIL}, 32 × 32 pixels." in str(views["alt"])
+    for name, run in (("neighbours-0", "benchmarks/linear-" + HASH + "/neighbours.png"), ("views-0", "views.png")):
+        copy = tmp_path / "out" / "figures" / f"{name}.png"
+        assert copy.read_bytes() == (pictured / f"npid-seed1-{HASH}" / run).read_bytes()
+
+
+def test_half_of_a_picture_is_none(pictured: Path, tmp_path: Path) -> None:
+    (pictured / f"npid-seed1-{HASH}" / "views.png").unlink()
+    (pictured / f"npid-seed1-{HASH}" / "benchmarks" / f"linear-{HASH}" / "neighbours.json").unlink()
+    write_report(find([pictured]), tmp_path / "out")
+    assert Page((tmp_path / "out" / "report.html").read_text()).all("img") == []
+
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>
 const errors = [], wait = (f) => addEventListener("load", f);
@@ -187,7 +225,8 @@ wait(() => {
   const table = document.querySelector("table.sortable"), button = table.tHead.rows[0].cells[1].querySelector("button");
   const column = () => [...table.tBodies[0].rows].map((row) => row.cells[1].dataset.value);
   button.click(); const down = column(); button.click(); const up = column();
-  const empty = [...document.querySelectorAll("figure svg")].filter((svg) => svg.getBoundingClientRect().height < 50);
+  const pictures = [...document.querySelectorAll("figure svg, figure img")];
+  const empty = pictures.filter((picture) => picture.getBoundingClientRect().height < 20);
   const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
   const wide = document.documentElement.scrollWidth > innerWidth;
   const found = { errors, down, up, empty: empty.length, resources, wide };
@@ -198,7 +237,7 @@ wait(() => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the report in")
 @pytest.mark.parametrize("size", ["1280,900", "500,900"])
-def test_it_opens_in_a_browser(report: Path, tmp_path: Path, size: str) -> None:
+def test_it_opens_in_a_browser(pictured: Path, report: Path, tmp_path: Path, size: str) -> None:
     text = (report / "report.html").read_text()
     probed = report / "probed.html"
     probed.write_text(text.replace("<head>", "<head>" + PROBE, 1))

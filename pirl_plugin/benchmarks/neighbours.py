@@ -18,7 +18,7 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import EMBEDDING, LabelledFeatures, train_and_test
 from pirl_plugin.registry import register_benchmark
-from pirl_plugin.report.neighbours_figure import FILE, draw_neighbours
+from pirl_plugin.report.neighbours_figure import FILE, PICTURE, draw_neighbours
 from pirl_plugin.schema import PositiveInt, checked
 
 _CHUNK = 1 << 25  # similarities held at a time
@@ -92,7 +92,7 @@ class Neighbours(Benchmark):
         splits = {"train": context.train, "test": context.test}
         pictures = {key: _thumbnail(splits[key[0]][key[1]][0]) for key in sorted(wanted)}
         folder.mkdir(parents=True, exist_ok=True)
-        draw_neighbours(queries, pictures, folder / "neighbours.png")
+        draw_neighbours(queries, pictures, folder / PICTURE)
         write_text(json.dumps({"features": self.name, "queries": queries}, ensure_ascii=False) + "\n", folder / FILE)
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
+from PIL import Image
 
 from pirl_plugin import config as configs
+from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.registry import build
-from pirl_plugin.report.views_figure import draw_views
+from pirl_plugin.report.views_figure import PICTURE, WORDS, draw_views, in_words
 
 log = logging.getLogger(__name__)
+
+_REPORT_DPI = 90
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +46,32 @@ def show_views(overrides: Sequence[str], out: Path, rows: int) -> None:
     config = configs.load("train", overrides)
     log_to(None)
     logging.getLogger("pirl_plugin").setLevel(logging.INFO)
+    samples, originals, count = _views(config, rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_views(samples, originals, out, title=f"{config['method']}: {len(samples)} of {count} images")
+    log.info("Picture of %d images: %s", len(samples), out)
+
+
+def leave_views(run_dir: Path, rows: int = 2) -> None:
+    """Draws what a pretraining sees into its folder, for the report; nothing where there is such a picture already.
+
+    Raises:
+        OSError: no configuration there, or no images where it says.
+        ValueError: a configuration that cannot be built.
+    """
+    if (run_dir / WORDS).is_file():
+        return
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    if not config["num_epochs"]:
+        return  # it sees nothing
+    samples, originals, count = _views(config, rows)
+    draw_views(samples, originals, run_dir / PICTURE, dpi=_REPORT_DPI)
+    content = {"method": config["method"], "views": in_words(samples[0], originals[0]), "of": count}
+    write_text(json.dumps(content, ensure_ascii=False) + "\n", run_dir / WORDS)
+
+
+def _views(config: Mapping[str, Any], rows: int) -> tuple[list[dict[str, Any]], list[Image.Image], int]:
+    """The views of ``rows`` images, these images, and how many the dataset has."""
     dataset, transform = build("dataset", config["dataset"]), build("transform", config["transform"])
     chosen = np.linspace(0, len(dataset) - 1, min(rows, len(dataset))).astype(int).tolist()
     originals = [dataset[image_id][0] for image_id in chosen]
@@ -46,6 +79,4 @@ def show_views(overrides: Sequence[str], out: Path, rows: int) -> None:
         transform(image, np.random.default_rng([config["seed"], 0, image_id]))
         for image, image_id in zip(originals, chosen, strict=True)
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_views(samples, originals, out, title=f"{config['method']}: {len(chosen)} of {len(dataset)} images")
-    log.info("Picture of %d images: %s", len(chosen), out)
+    return samples, originals, len(dataset)

@@ -14,6 +14,7 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
 from pirl_plugin.commands import benchmark, train
 from pirl_plugin.commands.running import FAILED, OK, exit_code, log_to
+from pirl_plugin.commands.show_views import leave_views
 from pirl_plugin.report.build import write_report
 from pirl_plugin.report.plain import for_terminal
 from pirl_plugin.report.sources import Planned, read
@@ -89,12 +90,23 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
 
 def report(settings: Sweep, execution: Execution) -> None:
     """Writes the report of this plan's runs, failed ones too, and prints its headline."""
+    _show_views(execution)
     measured = [run for run in execution.runs.values() if run.benchmark]
     sources = read(Planned(execution.folder(run), _row_name(run), str(run.benchmark), run.seed) for run in measured)
     if sources:
         folder = Path(settings.run_dir)
         print(for_terminal(write_report(sources, folder, f"Sweep {settings.name}")))
         print(f"\nReport: {folder / 'report.html'}")
+
+
+def _show_views(execution: Execution) -> None:
+    """Pictures of what each method sees, one for each pretraining; the report can do without."""
+    for run in execution.runs.values():
+        if run.command == TRAIN and execution.states[run.id] == FINISHED:
+            try:
+                leave_views(execution.folder(run))
+            except (OSError, ValueError, LookupError, ImportError) as error:
+                log.warning("no picture of what %s sees: %s", run.label, error)
 
 
 def _row_name(run: Run) -> str:

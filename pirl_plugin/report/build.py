@@ -18,6 +18,7 @@ from pirl_plugin.report.curves import metric_curve
 from pirl_plugin.report.figures import Curve, Picture, curves, inline
 from pirl_plugin.report.html import page
 from pirl_plugin.report.invariance_figure import draw_invariance, read_panels
+from pirl_plugin.report.photos import neighbours, views
 from pirl_plugin.report.sources import Source, links
 
 _TRAINING = {"loss": "loss, nats", "rankme": "RankMe"}
@@ -63,11 +64,14 @@ def _content(table: Table, sources: Sequence[Source], out: Path, title: str, sum
         "training": _training(sources, names, out / "figures"),
         "costs": _costs(table, sources, names),
         "invariance": _invariance(sources, names, out / "figures"),
+        "neighbours": neighbours(sources, names, out / "figures"),
+        "views": views(_pretrainings(sources), out / "figures"),
         "published": _published(table, matching, "published under the same protocol, beside ours", ours=True),
         "apart": _published(table, related, "published otherwise", ours=False),
     }
     shown = [("headline", "Headline"), ("failures", "What failed"), ("results", "All results"), ("layers", "By layer")]
     shown += [("training", "Training"), ("cost", "Time and memory"), ("invariance", "Invariance")]
+    shown += [("neighbours", "Nearest neighbours"), ("views", "What each method sees")]
     shown += [("published", "Published numbers")]
     always = ("headline", "results", "cost", "published")
     return {**content, "sections": [(key, name) for key, name in shown if key in always or content.get(key)]}

@@ -17,7 +17,7 @@ from PIL import Image
 _SAME, _OTHER = "#0072B2", "#D55E00"
 _INK, _PAPER = "#22272e", "#eef0f3"
 _CELL_INCHES, _DPI = 1.1, 100
-FILE = "neighbours.json"
+FILE, PICTURE = "neighbours.json", "neighbours.png"
 
 
 def read_neighbours(run_dir: str | Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def read_neighbours(run_dir: str | Path) -> dict[str, Any]:
 
 
 def in_words(queries: Sequence[Mapping[str, Any]]) -> str:
-    """What the picture shows, in words: ``disc: ring, disc. star: star, star`` and so on, for those who do not see it."""
+    """What the picture shows, in words, as in ``disc: ring, disc. star: star, star`` for two queries."""
     return " ".join(f"{query['class']}: {', '.join(one['class'] for one in query['neighbours'])}." for query in queries)
 
 

@@ -17,6 +17,7 @@ _INK, _FAINT_INK = "#22272e", "#68707c"
 _PAPER = (238, 240, 243)  # light grey, so that the ends of white patches can be seen
 _CELL_INCHES = 2.3
 _DPI = 150
+PICTURE, WORDS = "views.png", "views.json"  # in a pretraining's folder
 
 
 def patch_mosaic(patches: npt.NDArray[np.uint8], gap: float = 0.08) -> npt.NDArray[np.uint8]:
@@ -41,7 +42,11 @@ def patch_mosaic(patches: npt.NDArray[np.uint8], gap: float = 0.08) -> npt.NDArr
 
 
 def draw_views(
-    samples: Sequence[Mapping[str, Any]], originals: Sequence[Image.Image], path: str | Path, title: str = ""
+    samples: Sequence[Mapping[str, Any]],
+    originals: Sequence[Image.Image],
+    path: str | Path,
+    title: str = "",
+    dpi: int = _DPI,
 ) -> None:
     """Writes a picture with one row per image: the original, then each of its views.
 
@@ -51,6 +56,7 @@ def draw_views(
         originals: the images that the views were made from.
         path: of the picture; the suffix decides the format.
         title: a line above all.
+        dpi: pixels an inch; a view is 2.3 inches wide.
 
     Raises:
         ValueError: no samples, or not as many originals.
@@ -68,7 +74,7 @@ def draw_views(
     axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         for axis, (_, _, pixels) in zip(line, row, strict=True):
-            small = max(pixels.shape[:2]) < _CELL_INCHES * _DPI / 2
+            small = max(pixels.shape[:2]) < _CELL_INCHES * dpi / 2
             axis.imshow(pixels, interpolation="nearest" if small else "antialiased")
             axis.set_axis_off()
     figure.subplots_adjust(0.15 / width, 0.15 / height, 1 - 0.15 / width, 1 - header / height, wspace=0.06, hspace=0.06)
@@ -79,7 +85,12 @@ def draw_views(
         figure.text(middle, place.y1 + 0.09 / height, note, ha="center", fontsize=8.5, color=_FAINT_INK)
     if title:
         figure.text(0.5, 1 - 0.34 / height, title, ha="center", fontsize=13, color=_INK)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=dpi)
+
+
+def in_words(sample: Mapping[str, Any], original: Image.Image) -> list[str]:
+    """Name and size of the original and of each view: ``patches, 9 of 64 × 64 pixels``."""
+    return [f"{name}, {note}" for name, note, _ in _row(original, sample)]
 
 
 def _row(original: Image.Image, views: Mapping[str, Any]) -> list[tuple[str, str, npt.NDArray[np.uint8]]]:
