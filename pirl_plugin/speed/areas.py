@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pirl_plugin.speed import negatives, svm, views
+from pirl_plugin.speed import bank, checkpoint, loss, negatives, step, svm, views
 from pirl_plugin.speed.measuring import Row, Settings, Work
 
 
@@ -25,7 +25,11 @@ class Area:
 
 
 AREAS: dict[str, Area] = {
+    "loss": Area("the loss, forward and backward: time and memory", loss.rows, loss.to_profile),
+    "bank": Area("the memory bank: update, start, growth", bank.rows, bank.to_profile),
     "negatives": Area("drawing a step's negatives", negatives.rows, negatives.to_profile),
+    "checkpoint": Area("checkpoints: what a step waits for one, and its bytes", checkpoint.rows, checkpoint.to_profile),
+    "step": Area("a training step, the start of a run, two processes", step.rows, step.to_profile),
     "svm": Area("the VOC07 SVMs at all costs", svm.rows, svm.to_profile),
     "views": Area("the views of an image, by core and by loader", views.rows, views.to_profile),
 }
