@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
 from pirl_plugin.benchmarks import svm_liblinear
-from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, nearest_to_one, solve
+from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, nearest_to_one, solve, stratified_folds
 from pirl_plugin.benchmarks.svm_problem import Problem, SVMSettings, triangular
 
 HERE = SVMSettings("liblinear", num_jobs=1)
@@ -202,6 +202,17 @@ def test_costs_on_rows_of_a_larger_matrix():
     expected = cross_validate(x[rows], [Problem(np.arange(40), part.targets, part.costs)], 3, HERE, quiet)
     other = np.where(np.isin(np.arange(90), rows)[:, None], x, np.nan)
     np.testing.assert_array_equal(cross_validate(other, [part], 3, HERE, quiet).precisions, expected.precisions)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_are_scikit_learns(folds):
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        targets = np.where(rng.random(rng.integers(12, 60)) < rng.uniform(0.2, 0.8), 1, -1).astype(np.int8)
+        targets[rng.permutation(len(targets))[: 2 * folds]] = np.repeat([1, -1], folds)
+        found = stratified_folds(targets, folds)
+        for fold, (_, held) in enumerate(StratifiedKFold(folds).split(targets[:, None], targets)):
+            np.testing.assert_array_equal(np.flatnonzero(found == fold), held)
 
 
 def test_two_positives_get_two_folds_and_one_none():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+import numpy.typing as npt
 
 from pirl_plugin.benchmarks.average_precision import average_precision
 from pirl_plugin.benchmarks.svm_liblinear import liblinear
@@ -148,8 +148,25 @@ def _held_out(problem: Problem, folds: int) -> list[tuple[Problem, Problem]]:
     fewest = min(folds, *(int((problem.targets == sign).sum()) for sign in (1, -1)))
     if fewest < 2:
         return []
-    split = StratifiedKFold(fewest).split(np.zeros((len(problem.rows), 1)), problem.targets)
-    return [(_part(problem, kept), _part(problem, held)) for kept, held in split]
+    fold = stratified_folds(problem.targets, fewest)
+    places = [(np.flatnonzero(fold != held), np.flatnonzero(fold == held)) for held in range(fewest)]
+    return [(_part(problem, kept), _part(problem, held)) for kept, held in places]
+
+
+def stratified_folds(targets: npt.NDArray[np.int8], folds: int) -> Ints:
+    """The fold of each row as scikit-learn's ``StratifiedKFold`` has it: each fold's share of both classes, in order.
+
+    Args:
+        targets: 1 or -1, ``(n,)``.
+        folds: number of them.
+    """
+    # which class comes first decides which fold gets the rows that are left over
+    code = (targets != targets[0]).astype(np.int64)
+    counts = np.stack([np.bincount(np.sort(code)[start::folds], minlength=2) for start in range(folds)])
+    fold = np.empty(len(targets), dtype=np.int64)
+    for which in (0, 1):
+        fold[code == which] = np.arange(folds).repeat(counts[:, which])
+    return fold
 
 
 def _part(problem: Problem, of: Ints) -> Problem:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 
 from pirl_plugin.benchmarks.svm_problem import (
     CLASS_WEIGHT,
@@ -50,6 +48,9 @@ def liblinear(
 
 def fit(x: Floats, problem: Problem, settings: SVMSettings) -> Solution:
     """One problem at all its costs."""
+    from sklearn.exceptions import ConvergenceWarning  # scikit-learn is slow to import, and only needed here
+    from sklearn.svm import LinearSVC
+
     rows = np.ascontiguousarray(x[problem.rows])
     basis = None
     if 2 * rows.shape[0] <= rows.shape[1]:
