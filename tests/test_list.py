@@ -40,8 +40,8 @@ def test_a_component_with_all_its_parameters(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "memory_bank"
     start = next(i for i, line in enumerate(shown) if line.startswith("  bank_of_the_list_test"))
-    assert [line.strip() for line in shown[start : start + 5]] == [
-        "bank_of_the_list_test  A bank for this test.",
+    assert [" ".join(line.split()) for line in shown[start : start + 5]] == [
+        "bank_of_the_list_test A bank for this test.",
         "num_rows: int >= 1 (given by the surrounding code)",
         "size: int >= 1 (required)",
         "lam: float >= 0, <= 1 or null = null",
