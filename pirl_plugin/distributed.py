@@ -11,6 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_entered = 0
+
+
+def collectives_entered() -> int:
+    """How many of this module's collectives this process has come to: who waits in one is ahead of who has not."""
+    return _entered
+
+
+def _enter() -> None:
+    global _entered
+    _entered += 1
+
 
 def is_distributed() -> bool:
     """Whether a process group of more than one process is up."""
@@ -44,6 +56,7 @@ def all_gather(tensor: Tensor) -> Tensor:
     """
     if not is_distributed():
         return tensor
+    _enter()
     gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
     dist.all_gather_into_tensor(gathered, tensor.contiguous())
     return gathered
@@ -66,6 +79,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, a new tensor."""
     if not is_distributed():
         return tensor
+    _enter()
     reduced = tensor.clone()
     dist.all_reduce(reduced)
     return reduced / world_size()
@@ -76,6 +90,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks, a new tensor."""
     if not is_distributed():
         return tensor
+    _enter()
     reduced = tensor.clone()
     dist.all_reduce(reduced)
     return reduced
@@ -95,6 +110,7 @@ def all_to_all(tensor: Tensor) -> Tensor:
 def broadcast_(tensor: Tensor) -> Tensor:
     """Overwrites ``tensor`` with rank 0's values on every rank."""
     if is_distributed():
+        _enter()
         dist.broadcast(tensor, src=0)
     return tensor
 
@@ -103,6 +119,7 @@ def gather_objects(value: Any) -> list[Any]:
     """One small picklable value of every rank, in rank order, on every rank."""
     if not is_distributed():
         return [value]
+    _enter()
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
@@ -111,6 +128,7 @@ def gather_objects(value: Any) -> list[Any]:
 def barrier() -> None:
     """Waits for every rank."""
     if is_distributed():
+        _enter()
         dist.barrier()
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pirl_plugin.distributed import collectives_entered
+
 LOST = 76
 """Exit code of a process that ends because another one of its run is gone."""
 
@@ -33,6 +35,7 @@ _DOING = {
     DATA: "waits for its data",
     COMPUTING: "computes",
 }
+_PRECEDENCE = 8.0  # seconds
 _LONG = 1800.0  # seconds for what may take long: compilation, a pass over the data between epochs
 
 
@@ -77,7 +80,7 @@ class Heartbeat:
         """Ends; with a reason, all others are told that this process has failed."""
         if reason:
             with contextlib.suppress(Exception):  # the store may be what is gone
-                self.store.set("verdict", f"rank {self.rank} failed, {self._place(*self._position)}: {reason}")
+                self.store.set("verdict", f"rank {self.rank} failed, {self._place(*self._where())}: {reason}")
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(5)
@@ -97,7 +100,11 @@ class Heartbeat:
         long = doing in (STARTING, BETWEEN_EPOCHS) or self._marked_steps < 2
         return _LONG if long else max(self.patience, 10 * statistics.median(self._latest_steps))
 
-    def _place(self, batches: int, doing: int) -> str:
+    def _where(self) -> tuple[int, int, int]:
+        """How far this process is: batches, what it does, collectives; of two processes the smaller one is behind."""
+        return (*self._position, collectives_entered())
+
+    def _place(self, batches: int, doing: int, collectives: int) -> str:
         return f"after {batches} batches, where it {_DOING[doing]}"
 
     # -- the thread ----------------------------------------------------------------------------------------------------
@@ -133,7 +140,7 @@ class Heartbeat:
         beat = {
             "count": count,
             "over": count < 0,
-            "position": self._position,
+            "position": self._where(),
             "stalled": time.monotonic() - self._since,
             "allowed": self._allowed(doing),
             "host": socket.gethostname(),
@@ -154,12 +161,18 @@ class Heartbeat:
             return f"{who} has given no sign of life for {silent:.0f} s, {where}"
         if silent > 2 and beat["host"] == socket.gethostname() and not _is_alive(beat["pid"]):
             return f"{who} is dead, {where}"
-        if tuple(beat["position"]) < self._position and beat["stalled"] > beat["allowed"]:
+        if beat["stalled"] <= beat["allowed"]:
+            return ""
+        if tuple(beat["position"]) < self._where():
             return f"{who} has made no progress for {beat['stalled']:.0f} s, {where}"
+        # at the same place: only if nobody has found another one behind by now
+        stalled, doing = min(beat["stalled"], time.monotonic() - self._since) - _PRECEDENCE, self._position[1]
+        if tuple(beat["position"]) == self._where() and doing != DATA and stalled > self._allowed(doing):
+            return f"{who} has made no progress for {beat['stalled']:.0f} s, like this process, {where}"
         return ""
 
     def _end(self, message: str) -> None:
-        where = self._place(*self._position)
+        where = self._place(*self._where())
         text = f"error: {message}; rank {self.rank} ends, {where}. The same command goes on from the last checkpoint."
         print(text, file=sys.stderr, flush=True)
         self.on_loss(text)

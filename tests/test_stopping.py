@@ -26,6 +26,7 @@ from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
 from pirl_plugin.sweep.jobs import Job, Preempted, perform
 from pirl_plugin.sweep.plan import Run
+from pirl_plugin.sweep.submitit_launcher import _Preemption
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
@@ -83,6 +84,31 @@ def test_a_preempted_run_of_a_sweep_has_no_outcome(tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         perform(job, lambda arguments: PREEMPTED)
     assert not (tmp_path / "a" / "outcome.json").exists()
+
+
+def test_submitit_s_signal_lets_a_training_save_before_the_job_is_queued_again() -> None:
+    queued, told = [], []
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))
+    try:
+        early = _Preemption()
+        signal.raise_signal(signal.SIGUSR2)
+        assert len(queued) == 1  # at once: nothing is to be saved yet
+        queued.clear()
+        with told_to_stop(told.append):
+            signal.raise_signal(signal.SIGUSR2)
+        assert (told, queued) == (["SIGUSR1"], [])
+        early.queue_again()
+        assert queued == [signal.SIGUSR2]
+        signal.signal(signal.SIGUSR2, early.handler)
+        cancelled = _Preemption()
+        with told_to_stop(told.append):
+            signal.raise_signal(signal.SIGTERM)
+        cancelled.queue_again()
+        assert queued == [signal.SIGUSR2]  # a job that was cancelled stays so
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------
@@ -196,13 +222,30 @@ def test_a_rank_that_makes_no_progress_is_named_by_all_others() -> None:
         assert f"rank {rank} ends, after 3 batches, where it computes" in group.said[rank]
 
 
+def test_ranks_that_wait_for_each_other_at_the_same_place_end() -> None:
+    """Of collectives that do not fit together, say. Who all wait for slow data are left alone."""
+    group = Group(2)
+    for beat in group.all:
+        beat.mark(3, COMPUTING)
+    group.until_ended(2)
+    assert group.ended == {0: LOST, 1: LOST}
+    assert "like this process, after 3 batches, where it computes" in group.said[0]
+    beat = Heartbeat(Store(), 0, 2, patience=1.0)
+    beat._marked_steps = 3
+    beat.mark(3, DATA)
+    beat._since -= 100
+    slow = {"position": (3, DATA, 0), "stalled": 100.0, "allowed": 1.0, "host": "", "pid": 0}
+    assert beat._problem(slow, 0.0) == ""
+    assert "has made no progress for 100 s, after 2" in beat._problem({**slow, "position": (2, HOOKS, 0)}, 0.0)
+
+
 def test_a_silent_rank_is_named() -> None:
     group = Group(2)
-    group.all[1]._exchange = lambda count, neighbour: None  # type: ignore[method-assign]  # its thread does nothing more
+    group.all[1]._exchange = lambda count, neighbour: None  # type: ignore[method-assign]
+    group.all[1]._over.set()  # its thread ends and leaves no last word
     group.until_ended(1)
     assert "rank 1" in group.said[0]
     assert "no sign of life" in group.said[0]
-    group.all[1]._over.set()
 
 
 def test_a_rank_that_fails_tells_the_others() -> None:

@@ -216,6 +216,7 @@ def _close_logs() -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
+    logging.getLogger("pirl_plugin").setLevel(logging.NOTSET)  # else a traceback for log.txt would be printed
     logging.captureWarnings(False)
 
 
