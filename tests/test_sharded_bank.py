@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 from classy_vision.losses import build_loss
+from run_command import run
 from sharded_worker import CASES, DIM, NUM_IMAGES
 
+from pirl_plugin.commands import train
+from pirl_plugin.hooks.checkpoint_files import checkpoints, parts_path
 from pirl_plugin.hooks.health import HealthHook
 from pirl_plugin.losses import PIRLNCELoss
 from pirl_plugin.memory import ShardedEMAMemoryBank, shard_parts
@@ -133,6 +137,27 @@ def test_health_does_not_search_a_part_of_the_rows() -> None:
     hook = HealthHook()
     hook._search(SimpleNamespace(base_loss=loss, last_batch=batch))
     assert hook._found == {}
+
+
+def test_a_run_goes_on_with_the_rows_of_its_checkpoint(tmp_path: Path) -> None:
+    """Four epochs at once, and two, then the other two."""
+    command = [
+        "method=pirl_32", "trunk=resnet18_narrow", "trunk.width=0.125", "dataset=generated_scenes",
+        "dataset.num_images=16", "batch_size=8", "device=cpu", "loss.num_negatives=8",
+        "loss.memory_bank={name: sharded_ema_memory_bank}", "num_epochs=4", f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    rows = []
+    for _ in range(2):
+        outcome = run(train.main, command)
+        assert outcome.code == 0, outcome.err
+        last = checkpoints(tmp_path / "run")[-1]
+        bank = ShardedEMAMemoryBank(16, 128)
+        bank.load_parts(parts_path(last))
+        rows.append(bank.shard.clone())
+        last.unlink()
+        shutil.rmtree(parts_path(last))
+    assert "Going on from" in outcome.err
+    assert torch.equal(*rows)
 
 
 class Evil:

@@ -79,7 +79,8 @@ def _parameters(config: Mapping[str, Any]) -> int | None:
 def _bank(loss: Mapping[str, Any], images: int | None) -> float | None:
     if not loss.get("memory_bank"):
         return 0.0
-    return images * loss.get("dim", 128) * _BYTES if images else None
+    width = 2 if loss["memory_bank"].get("dtype") == "bfloat16" else _BYTES
+    return images * loss.get("dim", 128) * width if images else None
 
 
 def _images_per_second(config: Mapping[str, Any], store: Path) -> float | None:
