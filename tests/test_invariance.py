@@ -280,6 +280,13 @@ def test_the_transform_is_the_given_one_else_the_pretrainings_else_pirls():
     assert transformed_views({"name": "image_view"}) == ["image"]
 
 
+@pytest.mark.parametrize(("method", "views"), [("jigsaw_32", ["patches"]), ("rotation_32", ["image"])])
+def test_the_answers_of_a_pretext_are_no_views(method, views):
+    """Jigsaw's transform also gives the order, RotNet's the rotation."""
+    config = configs.load("train", [f"method={method}", "dataset=generated_scenes"])["transform"]
+    assert transformed_views(config) == views
+
+
 @pytest.mark.parametrize(("method", "size"), [("pirl", 224), ("pirl_64", 64), ("pirl_32", 32)])
 def test_the_default_transform_is_that_of_the_recipes(method, size):
     recipe = configs.load("train", [f"method={method}", "dataset=generated_scenes"])["transform"]

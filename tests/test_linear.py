@@ -216,7 +216,7 @@ def test_learning_rate_drops_are_equally_spaced():
 
 @pytest.mark.parametrize(
     ("protocol", "changes", "name"),
-    [("small", {}, "small"), ("goyal19_cached", {"batch_size": 16}, "goyal19_cached*(batch_size=16)")],
+    [("small", {}, "small"), ("goyal19_cached", {"batch_size": 16}, "goyal19_cached*")],
 )
 def test_separable_classes_are_told_apart(protocol, changes, name):
     results = list(Linear(layers=["res5", "conv1"], protocol=protocol, **changes).run(context()))

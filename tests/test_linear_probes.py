@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, Protocol, changed_name, equally_spaced
+from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, Protocol, equally_spaced
 from pirl_plugin.benchmarks.linear_targets import held_out_mask, mean_loss
 from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
 
@@ -210,11 +210,9 @@ def test_the_cosine_ends_near_zero():
     assert swav.lr_factor(99, 100) == pytest.approx(0.5 * (1 + math.cos(0.99 * math.pi)))
 
 
-def test_equally_spaced_points_and_changed_names():
+def test_equally_spaced_points():
     assert equally_spaced(0) == ()
     assert equally_spaced(3) == (0.25, 0.5, 0.75)
-    assert changed_name("paper", {}) == "paper"
-    assert changed_name("paper", {"num_epochs": 2, "lr": [0.1, 0.01]}) == "paper*(lr=0.1|0.01,num_epochs=2)"
 
 
 # -- losses and held-out images ----------------------------------------------------------------------------------------

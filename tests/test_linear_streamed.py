@@ -114,11 +114,10 @@ def test_every_protocol_learns_separable_classes_and_says_what_was_changed(proto
     train, test = Squares(96, classes=6, noise=20), Squares(30, classes=6, seed=1, noise=20)
     lr = {"moco": 1.0, "swav": 3.0}.get(protocol, 0.05)
     found = list(Linear(protocol=protocol, num_epochs=6, batch_size=16, lr=lr).run(context(train, test)))
-    names = {result.protocol for result in found}
-    assert len(names) == 1
-    changes = names.pop().removeprefix(f"{protocol}*(").removesuffix(")").split(",")
-    expected = {"batch_size=16", "image_size=16", "num_epochs=6", f"lr={lr:g}"}
-    assert set(changes) == expected
+    assert {result.protocol for result in found} == {f"{protocol}*"}
+    published = PROTOCOLS[protocol].lr
+    expected = {"batch_size": [256, 16], "image_size": [224, 16], "num_epochs": [None, 6], "lr": [[published], [lr]]}
+    assert all(result.extra["changed"] == expected for result in found)
     (headline,) = [result for result in found if result.headline]
     assert (headline.setting, headline.metric) == ({"layer": "res5"}, "top1")
     best = max(result.value for result in found if result.metric == "top1")
@@ -309,7 +308,8 @@ def test_multi_labels_get_map_and_their_name(tmp_path):
         ("res5", "mAP", True),
         ("best_on_test", "mAP", False),
     ]
-    assert "loss=binary" in found[0].protocol
+    assert found[0].protocol == "paper*"
+    assert found[0].extra["changed"]["loss"] == ["softmax", "binary"]
     assert found[-1].value > 90
     probes = kept(one, plan(small_batches("paper", 24), [GridPoint(0.02, 5e-4)], ["res5"]))
     normalize = Normalize()
@@ -373,16 +373,16 @@ def test_splits_that_do_not_fit_are_refused():
 def test_the_learning_rate_follows_the_batch_unless_it_is_given():
     (point,) = Linear(protocol="vissl", batch_size=64).points
     assert point == GridPoint(0.0025, 5e-4)
-    assert Linear(protocol="vissl", batch_size=64).changes == {"batch_size": 64}
+    assert Linear(protocol="vissl", batch_size=64).changes == {"batch_size": [256, 64]}
     (point,) = Linear(protocol="vissl", batch_size=64, lr=0.01).points
     assert point.lr == 0.01
     assert Linear(protocol="vissl", lr=0.01, weight_decay=[5e-4], momentum=0.9).changes == {}
 
 
-def test_a_grid_is_every_pair_and_in_the_name():
+def test_a_grid_is_every_pair_and_a_change():
     linear = Linear(protocol="paper", lr=[0.1, 0.01], weight_decay=[0, 1e-4])
     assert linear.points == [GridPoint(0.1, 0), GridPoint(0.1, 1e-4), GridPoint(0.01, 0), GridPoint(0.01, 1e-4)]
-    assert linear.changes == {"lr": [0.1, 0.01], "weight_decay": [0, 1e-4]}
+    assert linear.changes == {"lr": [[0.01], [0.1, 0.01]], "weight_decay": [[5e-4], [0, 1e-4]]}
 
 
 @pytest.mark.parametrize(
@@ -391,14 +391,14 @@ def test_a_grid_is_every_pair_and_in_the_name():
         ({}, 1000, 28, {}),
         ({}, 205, 14, {}),
         ({}, 8142, 84, {}),
-        ({}, 42, 28, {"num_epochs": 28}),
+        ({}, 42, 28, {"num_epochs": [None, 28]}),
         ({"schedule": "places205"}, 205, 14, {}),
-        ({"schedule": "imagenet"}, 205, 28, {"num_epochs": 28}),
-        ({"schedule": "places205"}, 8, 14, {"num_epochs": 14}),
+        ({"schedule": "imagenet"}, 205, 28, {"num_epochs": [14, 28]}),
+        ({"schedule": "places205"}, 8, 14, {"num_epochs": [None, 14]}),
         ({"num_epochs": 14}, 205, 14, {}),
-        ({"num_epochs": 3}, 1000, 3, {"num_epochs": 3}),
+        ({"num_epochs": 3}, 1000, 3, {"num_epochs": [28, 3]}),
         ({"protocol": "moco"}, 1000, 100, {}),
-        ({"protocol": "moco"}, 42, 100, {"num_epochs": 100}),
+        ({"protocol": "moco"}, 42, 100, {"num_epochs": [None, 100]}),
         ({"protocol": "goyal19_cached"}, 42, 28, {}),
     ],
 )
@@ -416,8 +416,8 @@ def test_the_published_name_needs_the_published_view():
     targets, linear = Targets.of(one), Linear(protocol="paper")
     assert linear._changes_by_the_data(one, targets) == {}
     other = dataclasses.replace(one, view={"name": "eval_view", "resize": 224, "crop": 224})
-    assert linear._changes_by_the_data(other, targets) == {"transform": "eval_view"}
-    assert linear._changes_by_the_data(dataclasses.replace(one, image_size=64), targets)["image_size"] == 64
+    assert linear._changes_by_the_data(other, targets) == {"transform": [dict(one.view), dict(other.view)]}
+    assert linear._changes_by_the_data(dataclasses.replace(one, image_size=64), targets)["image_size"] == [224, 64]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_many_cells_agree_with_numpy() -> None:
         {"metric": "AP"},
         {"benchmark": "voc07_svm"},
         {"extra": {"changed": {"batch_size": [16, 4]}}},
-        {"extra": {"deviations": ["10 epochs instead of 28"]}},
+        {"extra": {"changed": {"num_epochs": [28, 10]}}},
         {"extra": {"num_test": 200}},
         {"extra": {"transform": {"name": "eval_view", "crop": 32}}},
     ],

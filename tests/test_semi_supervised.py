@@ -21,7 +21,7 @@ from torch import nn
 
 from pirl_plugin.benchmarks import BenchmarkContext, SemiSupervised, run_benchmark
 from pirl_plugin.benchmarks.finetuning import Classifier, FineTuning, make_optimizer
-from pirl_plugin.benchmarks.finetuning_recipes import RECIPES, Recipe, changed_recipe, deviates, published_recipe
+from pirl_plugin.benchmarks.finetuning_recipes import RECIPES, Recipe, changed_numbers, changed_recipe, published_recipe
 from pirl_plugin.benchmarks.semi_supervised import LIST_NAME, STATE_NAME, fitting_batch
 from pirl_plugin.benchmarks.subsets import random_ids
 from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_view
@@ -84,12 +84,12 @@ def test_nearer_fraction_and_what_may_be_called_the_protocol():
     assert published_recipe("swav", 0.03) == RECIPES["swav"][0.01]
     assert published_recipe("swav", 0.04) == RECIPES["swav"][0.1]
     published = published_recipe("swav", 0.01)
-    assert not deviates(published, "swav", 0.01)
-    assert not deviates(published, "swav", 12811 / 1281167)
-    assert deviates(published, "swav", 0.02)
-    assert deviates(published, "swav", 0.1)
-    assert deviates(changed_recipe(published, head_lr=4.0), "swav", 0.01)
-    assert not deviates(changed_recipe(published, head_lr=5.0), "swav", 0.01)
+    assert changed_numbers(published, "swav", 0.01) == {}
+    assert changed_numbers(published, "swav", 12811 / 1281167) == {}
+    assert changed_numbers(published, "swav", 0.02) == {"fraction": [[0.01, 0.1], 0.02]}
+    assert changed_numbers(published, "swav", 0.1) == {"trunk_lr": [0.01, 0.02], "head_lr": [0.2, 5.0]}
+    assert changed_numbers(changed_recipe(published, head_lr=4.0), "swav", 0.01) == {"head_lr": [5.0, 4.0]}
+    assert changed_numbers(changed_recipe(published, head_lr=5.0), "swav", 0.01) == {}
 
 
 def test_milestones_keep_their_place_and_rates_follow_the_batch_where_the_source_says_so():
@@ -308,6 +308,12 @@ def test_results_their_names_and_what_is_written(tmp_path):
     result = results["top1"]
     assert result.setting == {"fraction": 0.5, "sampling": "random"}
     assert result.protocol == "paper*"
+    assert {key: result.extra["changed"][key] for key in ("num_epochs", "batch_size", "fraction", "image_size")} == {
+        "num_epochs": [70, 2],
+        "batch_size": [256, 8],
+        "fraction": [[0.01, 0.1], 0.5],
+        "image_size": [224, 16],
+    }
     assert (result.extra["num_train"], result.extra["num_test"], result.extra["num_classes"]) == (16, 32, 8)
     assert result.extra["recipe"]["num_epochs"] == 2
     assert result.extra["recipe"]["milestones"] == [1, 2]

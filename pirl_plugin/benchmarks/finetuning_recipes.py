@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pirl_plugin.benchmarks.changes import Changes, changes
+
 _ONE, _TEN = 0.01, 0.1
 _SAME = 0.02  # a list of 12,811 of 1,281,167 images is 1 %
 
@@ -121,7 +123,10 @@ def changed_recipe(
     return changed
 
 
-def deviates(recipe: Recipe, protocol: str, fraction: float) -> bool:
-    """Whether a result of the recipe on a fraction of the labels must not be called the protocol's."""
-    published = [known for part, known in RECIPES[protocol].items() if abs(fraction - part) <= _SAME * part]
-    return recipe not in published
+def changed_numbers(recipe: Recipe, protocol: str, fraction: float) -> Changes:
+    """In what a recipe and its fraction of the labels differ from the protocol's."""
+    published = published_recipe(protocol, fraction)
+    pairs = {name: (value, getattr(recipe, name)) for name, value in vars(published).items()}
+    parts = list(RECIPES[protocol])
+    known = any(abs(fraction - part) <= _SAME * part for part in parts)
+    return changes(pairs) | ({} if known else {"fraction": [parts, fraction]})

@@ -18,6 +18,7 @@ from pirl_plugin.benchmarks.paired_features import IMAGE, IMAGE_ITSELF, TRUNK, c
 from pirl_plugin.benchmarks.rankme import sample
 from pirl_plugin.benchmarks.training import Part
 from pirl_plugin.functional.invariance import PairDistances, pair_distances
+from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import build, completed, register_benchmark
 from pirl_plugin.report.invariance_figure import draw_invariance
 from pirl_plugin.schema import Component, PositiveInt, checked
@@ -132,9 +133,9 @@ def jigsaw_at(size: int) -> dict[str, Any]:
 
 
 def transformed_views(config: Mapping[str, Any]) -> list[str]:
-    """Names of a transform's views that show a transformed image."""
+    """Names of a transform's views that show a transformed image; pretexts also give answers, such as a rotation."""
     views = build("transform", config)(Image.new("RGB", (64, 64)), np.random.default_rng(0))
-    return [name for name in views if name != IMAGE] or [IMAGE]
+    return [name for name, view in views.items() if name != IMAGE and is_pixels(view)] or [IMAGE]
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Interval, Len
 
 from pirl_plugin import distributed
+from pirl_plugin.benchmarks.changes import Changes, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.linear_cached import fit_by_sgd, fit_to_convergence
 from pirl_plugin.benchmarks.linear_protocols import (
@@ -18,7 +19,6 @@ from pirl_plugin.benchmarks.linear_protocols import (
     SCHEDULE_OF_CLASSES,
     Protocol,
     Schedule,
-    changed_name,
     equally_spaced,
 )
 from pirl_plugin.benchmarks.linear_streamed import Plan, StreamedProbes
@@ -66,8 +66,8 @@ class Linear(Benchmark):
 
     All layers, and all points of a grid, are trained in one pass, with one forward pass of the trunk a batch; what is
     reported is the state after the last epoch. Batch statistics are of the whole batch, on any number of processes. A
-    number that differs from its protocol's is added to the name, ``paper*(num_epochs=2)``, and so are smaller images,
-    another view, binary cross entropy and the number of epochs for a data set that none is published for.
+    number that differs from its protocol's adds a star to the name, ``paper*``, and ``extra.changed`` says which; so do
+    smaller images, another view, binary cross entropy and the epochs for a data set that no number is published for.
 
     The streamed protocols leave their state in ``linear_state.pt`` of the run folder after each epoch, and the same
     command goes on from there. Under ``torchrun`` every process takes its part of each batch, with the same result.
@@ -125,7 +125,7 @@ class Linear(Benchmark):
         _refuse(protocol, published, given, l2)
         self.layers = sorted(set(layers or (published.layers if published else ("res5",))), key=LAYERS.index)
         self.pooling = pooling or (published.pooling if published else "avg")
-        self.changes: dict[str, Any] = {}
+        self.changes: Changes = {}
         if published is None:
             self._note("pooling", self.pooling, "avg")
             self._note("l2", list(l2), list(_L2))
@@ -137,21 +137,23 @@ class Linear(Benchmark):
         if num_drops is not None:
             drops = equally_spaced(num_drops)
             if published.cosine or drops != published.drops:
-                self.changes["num_drops"] = num_drops
+                self.changes["num_drops"] = ["cosine" if published.cosine else len(published.drops), num_drops]
             self.numbers = dataclasses.replace(self.numbers, drops=drops, cosine=False)
 
     def run(self, context: BenchmarkContext) -> Iterator[Result]:
         """Yields the metrics of each layer, and of the best one, in percent of the readable test images."""
         targets = Targets.of(context)
-        name, found = self._found(context, targets)
+        changed, found = self._found(context, targets)
+        name = recorded_name(self.protocol, changed)
         metrics = list(found[self.layers[-1]].metrics)
         for layer, outcome in found.items():
             for metric, value in outcome.metrics.items():
                 headline = metric == metrics[0] and layer == self.layers[-1]
-                yield Result({"layer": layer}, metric, value, name, headline=headline, extra=outcome.extra)
+                extra = {**outcome.extra, **noted(changed)}
+                yield Result({"layer": layer}, metric, value, name, headline=headline, extra=extra)
         if len(found) > 1:
             best = max(found, key=lambda layer: found[layer].metrics[metrics[0]])
-            note = {"layer": best, "chosen": "on the test images, as published tables choose it"}
+            note = {**noted(changed), "layer": best, "chosen": "on the test images, as published tables choose it"}
             for metric, value in found[best].metrics.items():
                 yield Result({"layer": BEST}, metric, value, name, extra={**found[best].extra, **note})
 
@@ -176,11 +178,10 @@ class Linear(Benchmark):
         return used, [GridPoint(lr, decay) for lr in lrs for decay in decays]
 
     def _note(self, name: str, used: Any, published: Any) -> None:
-        if used != published:
-            self.changes[name] = used
+        self.changes |= changes({name: (published, used)})
 
-    def _epochs(self, num_classes: int) -> tuple[int, dict[str, Any]]:
-        """Number of epochs, and the change of the name where it is not the published one for this data set.
+    def _epochs(self, num_classes: int) -> tuple[int, Changes]:
+        """Number of epochs, and the change where it is not the published one for this data set.
 
         Raises:
             ValueError: the protocol has no number for it.
@@ -193,36 +194,34 @@ class Linear(Benchmark):
             raise ValueError(
                 f"the protocol {self.protocol} says how many epochs for {known} only: set benchmark.num_epochs."
             )
-        return used, {} if used == published else {"num_epochs": used}
+        return used, changes({"num_epochs": (published, used)})
 
-    def _found(self, context: BenchmarkContext, targets: Targets) -> tuple[str, dict[str, Outcome]]:
-        """The protocol's name with all changes, and what each layer gave."""
+    def _found(self, context: BenchmarkContext, targets: Targets) -> tuple[Changes, dict[str, Outcome]]:
+        """What differs from the protocol, and what each layer gave."""
         if self.protocol == SMALL:
-            name = changed_name(SMALL, self.changes)
-            return name, fit_to_convergence(context, self.layers, self.pooling, self.l2, targets)
+            return self.changes, fit_to_convergence(context, self.layers, self.pooling, self.l2, targets)
         num_epochs, of_epochs = self._epochs(targets.num_classes)
         if self.numbers.cached:
-            name = changed_name(self.protocol, {**self.changes, **of_epochs})
             (point,) = self.points
-            return name, fit_by_sgd(context, self.layers, self.numbers, num_epochs, point, targets)
-        changes = {**self.changes, **of_epochs, **self._changes_by_the_data(context, targets)}
-        name = changed_name(self.protocol, changes)
+            found = fit_by_sgd(context, self.layers, self.numbers, num_epochs, point, targets)
+            return {**self.changes, **of_epochs}, found
+        changed = {**self.changes, **of_epochs, **self._changes_by_the_data(context, targets)}
+        name = recorded_name(self.protocol, changed)
         if distributed.is_primary():
             log.info("Protocol %s, %d epochs, %s.", name, num_epochs, "; ".join(map(str, self.points)))
         plan = Plan(name, self.numbers, self.layers, num_epochs, self.points, self.held_out, self.refit)
-        found = StreamedProbes(context, plan, targets).run()
+        streamed = StreamedProbes(context, plan, targets).run()
         unstated = {"not_stated_by_the_source": list(self.numbers.unstated)} if self.numbers.unstated else {}
-        return name, {layer: Outcome(one.metrics, {**one.extra, **unstated}) for layer, one in found.items()}
+        return changed, {layer: Outcome(one.metrics, {**one.extra, **unstated}) for layer, one in streamed.items()}
 
-    def _changes_by_the_data(self, context: BenchmarkContext, targets: Targets) -> dict[str, Any]:
-        changes: dict[str, Any] = {}
-        if context.image_size != IMAGE_SIZE:
-            changes["image_size"] = context.image_size
-        if context.view and dict(context.view) != self.evaluation_view(context.image_size):
-            changes["transform"] = context.view["name"]
-        if targets.multi:
-            changes["loss"] = "binary"
-        return changes
+    def _changes_by_the_data(self, context: BenchmarkContext, targets: Targets) -> Changes:
+        own = self.evaluation_view(context.image_size)
+        pairs = {
+            "image_size": (IMAGE_SIZE, context.image_size),
+            "transform": (own, dict(context.view or own)),
+            "loss": ("softmax", "binary" if targets.multi else "softmax"),
+        }
+        return changes(pairs)
 
 
 def _listed(value: float | Sequence[float] | None) -> list[float] | None:

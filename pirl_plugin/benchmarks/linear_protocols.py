@@ -1,11 +1,11 @@
-"""Published recipes of linear evaluation as data, and the rule by which a changed number changes the name."""
+"""Published recipes of linear evaluation as data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pirl_plugin.models.trunks import LAYERS
 
@@ -162,20 +162,3 @@ PROTOCOLS: dict[str, Protocol] = {
 def equally_spaced(num_drops: int) -> tuple[float, ...]:
     """Points that divide a training into ``num_drops + 1`` equal parts."""
     return tuple(part / (num_drops + 1) for part in range(1, num_drops + 1))
-
-
-def changed_name(protocol: str, changes: Mapping[str, Any]) -> str:
-    """Name under which numbers are recorded: the protocol's own only where nothing is changed.
-
-    >>> changed_name("paper", {"num_epochs": 2, "image_size": 32})
-    'paper*(image_size=32,num_epochs=2)'
-    """
-    if not changes:
-        return protocol
-    return f"{protocol}*({','.join(f'{key}={_text(changes[key])}' for key in sorted(changes))})"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "|".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

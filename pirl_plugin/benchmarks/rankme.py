@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Len
 
+from pirl_plugin.benchmarks.changes import changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import EMBEDDING, extract
 from pirl_plugin.benchmarks.training import Part
@@ -61,6 +62,7 @@ class RankMe(Benchmark):
         if len(dataset) > self.num_images:
             dataset = Part(dataset, sample(len(dataset), self.num_images, context.seed))
         found = extract(context, dataset, names, "avg", self.split)
+        changed = changes({"num_images": (_IMAGES, len(dataset))})
         for index, name in enumerate(names):
             count, dim = found.of[name].shape
             setting: dict[str, Any] = {"features": EMBEDDING} if name == EMBEDDING else _layer(name)
@@ -68,10 +70,16 @@ class RankMe(Benchmark):
                 {**setting, "split": self.split, "num_images": len(dataset)},
                 "rankme",
                 rankme(found.of[name]),
-                "garrido23" if len(dataset) == _IMAGES else "garrido23*",
+                recorded_name("garrido23", changed),
                 unit="",
                 headline=index == 0,
-                extra={"N": count, "D": dim, "bound": min(count, dim), "unreadable": found.unreadable},
+                extra={
+                    **noted(changed),
+                    "N": count,
+                    "D": dim,
+                    "bound": min(count, dim),
+                    "unreadable": found.unreadable,
+                },
             )
 
 

@@ -14,10 +14,11 @@ from annotated_types import Interval
 from torch import Tensor
 
 from pirl_plugin import distributed
+from pirl_plugin.benchmarks.changes import changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import class_labels, number_of_classes
 from pirl_plugin.benchmarks.finetuning import FineTuning
-from pirl_plugin.benchmarks.finetuning_recipes import Recipe, changed_recipe, deviates, published_recipe
+from pirl_plugin.benchmarks.finetuning_recipes import Recipe, changed_numbers, changed_recipe, published_recipe
 from pirl_plugin.benchmarks.subsets import Ids, balanced_ids, listed_ids, random_ids, write_names
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_view, predict
@@ -47,8 +48,9 @@ class SemiSupervised(Benchmark):
     * ``swav``: balanced; 20, 256, 0.02 and 5 (1 %) or 0.01 and 0.2 (10 %), a fifth from epochs 12 and 16 on.
     * ``barlow_twins``: balanced; 20, 256, 0.002 and 0.5, cosine.
 
-    A star after the name in the records means that something differs: a number changed below, another fraction than 1
-    or 10 %, another way of sampling, another size of image than 224, or too few images for a batch.
+    A star after the name in the records means that something differs, and ``extra.changed`` says what: a number changed
+    below, another fraction than 1 or 10 %, another way of sampling, another size of image than 224, or too few images
+    for a batch.
 
     Args:
         protocol: see above.
@@ -129,9 +131,17 @@ class SemiSupervised(Benchmark):
             "recipe": {**vars(recipe), "milestones": list(recipe.milestones)},
             "last_loss": training.losses[-1],
         }
-        as_published = not unknown and (self.list_file is not None or self.sampling == recipe.sampling)
-        as_published &= context.image_size == _PUBLISHED_SIZE and not deviates(recipe, self.protocol, fraction)
-        protocol = self.protocol if as_published else f"{self.protocol}*"
+        changed = changed_numbers(recipe, self.protocol, fraction)
+        sampling = recipe.sampling if self.list_file is not None else self.sampling
+        changed |= changes(
+            {
+                "sampling": (recipe.sampling, sampling),
+                "listed_but_unknown": (0, len(unknown)),
+                "image_size": (_PUBLISHED_SIZE, context.image_size),
+            }
+        )
+        extra |= noted(changed)
+        protocol = recorded_name(self.protocol, changed)
         yield from self._results(context, network, classes, recipe.top, protocol, extra)
 
     def _labelled(self, context: BenchmarkContext, labels: Ids) -> tuple[Ids, list[str]]:

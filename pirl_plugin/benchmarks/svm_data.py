@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pirl_plugin.benchmarks.average_precision import Rule, average_precisions
+from pirl_plugin.benchmarks.changes import Changes, changes
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import Features, extract
 from pirl_plugin.benchmarks.svm_problem import Floats, triangular
@@ -123,22 +124,13 @@ def squashed_view(image_size: int, resize_first: bool) -> dict[str, Any]:
     return {"name": "squashed_view", "size": image_size, "resize": resize if resize_first else None}
 
 
-def deviations(context: BenchmarkContext, view: dict[str, Any], settings: dict[str, tuple[Any, Any]]) -> list[str]:
+def changes_of(context: BenchmarkContext, view: dict[str, Any], settings: dict[str, tuple[Any, Any]]) -> Changes:
     """In what a run differs from its published protocol.
 
     Args:
         context: of the run.
         view: the protocol's at the run's image size.
-        settings: ``{name: (value of the run, value of the protocol)}``.
+        settings: ``{name: (the protocol's, the run's)}``.
     """
-    found = [f"{name} {ours}, not {theirs}" for name, (ours, theirs) in settings.items() if ours != theirs]
-    if context.image_size != _PUBLISHED_SIZE:
-        found.append(f"image_size {context.image_size}, not {_PUBLISHED_SIZE}")
-    if context.view and dict(context.view) != view:
-        found.append(f"transform {dict(context.view)}, not {view}")
-    return found
-
-
-def protocol_name(protocol: str, differences: Sequence[str]) -> str:
-    """The protocol's name, with a star where a run differs from it: such numbers compare with each other only."""
-    return f"{protocol}*" if differences else protocol
+    pairs = {"image_size": (_PUBLISHED_SIZE, context.image_size), "transform": (view, dict(context.view or view))}
+    return changes({**settings, **pairs})

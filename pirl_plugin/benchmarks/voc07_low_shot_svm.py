@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Len
 
+from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.low_shot_samples import Negatives, draw_low_shot, sample_generator
 from pirl_plugin.benchmarks.svm import COSTS, cross_validate, nearest_to_one, solve
-from pirl_plugin.benchmarks.svm_data import SVMData, deviations, percent, protocol_name, squashed_view
+from pirl_plugin.benchmarks.svm_data import SVMData, changes_of, percent, squashed_view
 from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.benchmarks.voc07_svm import METRICS, Layer
 from pirl_plugin.models.trunks import LAYERS
@@ -66,7 +67,7 @@ class VOC07LowShotSVM(Benchmark):
     their deviation; the headline is that of the deepest layer and the largest k that every class has. Images are
     squashed to 224 x 224, the layers average-pooled to about 9,000 numbers; difficult images are never drawn and are
     left out of the test. A star behind the protocol's name in the records says that something differs from the
-    published settings (``extra.deviations``).
+    published settings (``extra.changed``).
 
     Args:
         layers: layers of the trunk.
@@ -113,23 +114,22 @@ class VOC07LowShotSVM(Benchmark):
         data = SVMData.of(context, self.layers, self.pooling)
         if data.train.shape[1] < 2:
             raise ValueError("the dataset has a single class: low-shot negatives are drawn from the others.")
-        differences, headline_k = self._deviations(context), largest_full(data, self.k)
+        of_all, headline_k = self._changes(context), largest_full(data, self.k)
         for layer in self.layers:
             train, test = data.points(layer)
             for k in self.k:
                 shots = self._draw(data, k, context.seed)
                 values, notes = self._measure(context, data, (train, test), shots, f"{layer}, k = {k}")
-                notes.update(data.notes, dims=data.dims(layer), **shots.short)
-                short = [what.replace("_", " ") + " than asked for" for what, classes in shots.short.items() if classes]
-                different = differences + short
-                if different:
-                    notes["deviations"] = different
+                asked = {"fewer_positives": k, "fewer_negatives": k * (len(data.class_names) - 1)}
+                short = {what: [asked[what], classes] for what, classes in shots.short.items() if classes}
+                changed = {**of_all, **short}
+                notes.update(data.notes, dims=data.dims(layer), **shots.short, **noted(changed))
                 log.info("%s, k = %d: mAP %.2f ± %.2f %%", layer, k, values.mean(), values.std())
                 yield Result(
                     {"layer": layer, "k": k},
                     "mAP",
                     float(values.mean()),
-                    protocol_name(self.protocol, different),
+                    recorded_name(self.protocol, changed),
                     headline=layer == self.layers[-1] and k == headline_k,
                     extra=notes,
                 )
@@ -217,16 +217,16 @@ class VOC07LowShotSVM(Benchmark):
         }
         return costs, notes
 
-    def _deviations(self, context: BenchmarkContext) -> list[str]:
+    def _changes(self, context: BenchmarkContext) -> Changes:
         settings = {
-            "num_samples": (self.num_samples, _SAMPLES),
-            "costs": (self.costs, COSTS["vissl"]),
-            "pooling": (self.pooling, "grid"),
-            "negatives": (self.negatives, "uniform"),
-            "folds": (self.folds if self.protocol == "held_out" else _FOLDS, _FOLDS),
-            "max_iter": (self.max_iter if self.solver == "liblinear" else _MAX_ITER, _MAX_ITER),
+            "num_samples": (_SAMPLES, self.num_samples),
+            "costs": (COSTS["vissl"], self.costs),
+            "pooling": ("grid", self.pooling),
+            "negatives": ("uniform", self.negatives),
+            "folds": (_FOLDS, self.folds if self.protocol == "held_out" else _FOLDS),
+            "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
         }
-        return deviations(context, self.evaluation_view(context.image_size), settings)
+        return changes_of(context, self.evaluation_view(context.image_size), settings)
 
 
 def largest_full(data: SVMData, k: Sequence[int]) -> int:

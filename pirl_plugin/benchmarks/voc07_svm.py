@@ -12,9 +12,10 @@ import numpy as np
 from annotated_types import Ge, Len
 
 from pirl_plugin.benchmarks.average_precision import Rule
+from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, solve
-from pirl_plugin.benchmarks.svm_data import SVMData, deviations, percent, protocol_name, squashed_view
+from pirl_plugin.benchmarks.svm_data import SVMData, changes_of, percent, squashed_view
 from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
@@ -64,7 +65,7 @@ class VOC07SVM(Benchmark):
     * ``swav``: central 224 of 256, res5 averaged to one number a channel (2,048), as the numbers of SwAV and Barlow
       Twins were made; its costs are not documented and are those of ``vissl`` here.
 
-    A star behind the protocol's name in the records says that something differs from it (``extra.deviations``).
+    A star behind the protocol's name in the records says that something differs from it (``extra.changed``).
 
     Args:
         layers: layers of the trunk; null is res4 and res5, or res5 for ``swav``. Published numbers are the best of all.
@@ -102,12 +103,10 @@ class VOC07SVM(Benchmark):
     def run(self, context: BenchmarkContext) -> Iterator[Result]:
         """Yields mAP by both rules for each layer, in percent of the readable test images."""
         data = SVMData.of(context, self.layers, self.pooling)
-        differences = self._deviations(context)
+        changed = self._changes(context)
         for layer in self.layers:
             scores, notes = self._scores(context, data, layer)
-            notes.update(data.notes, dims=data.dims(layer))
-            if differences:
-                notes["deviations"] = differences
+            notes.update(data.notes, dims=data.dims(layer), **noted(changed))
             for metric, rule in METRICS.items():
                 found = percent(scores, data.test, rule)
                 unmeasured = [name for name, one in zip(data.class_names, found, strict=True) if np.isnan(one)]
@@ -117,7 +116,7 @@ class VOC07SVM(Benchmark):
                     {"layer": layer},
                     metric,
                     float(np.nanmean(found)),
-                    protocol_name(self.protocol, differences),
+                    recorded_name(self.protocol, changed),
                     headline=headline,
                     extra=extra,
                 )
@@ -150,14 +149,14 @@ class VOC07SVM(Benchmark):
             "fits_not_converged": unconverged,
         }
 
-    def _deviations(self, context: BenchmarkContext) -> list[str]:
+    def _changes(self, context: BenchmarkContext) -> Changes:
         settings = {
-            "costs": (self.costs, self.published.costs),
-            "pooling": (self.pooling, self.published.pooling),
-            "folds": (self.folds, _FOLDS),
-            "max_iter": (self.max_iter if self.solver == "liblinear" else _MAX_ITER, _MAX_ITER),
+            "costs": (self.published.costs, self.costs),
+            "pooling": (self.published.pooling, self.pooling),
+            "folds": (_FOLDS, self.folds),
+            "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
         }
-        return deviations(context, self.evaluation_view(context.image_size), settings)
+        return changes_of(context, self.evaluation_view(context.image_size), settings)
 
 
 def one_against_rest(data: SVMData, costs: tuple[float, ...]) -> tuple[list[int], list[Problem]]:

@@ -26,7 +26,7 @@ RULE = (
 )
 _HIGHER = ("top1", "top5", "mAP", "mAP 11-pt", "AP", "AP50", "AP75", "auc", "same_class")
 _TEST_SET = ("num_test", "num_classes", "transform")  # in ``extra``: what was measured on, and how it was seen
-_CHANGES = ("changed", "deviations")  # in ``extra``: how a run departs from the protocol that it names
+_CHANGES = ("changed",)  # in ``extra``: how a run departs from the protocol that it names
 
 
 @dataclass(frozen=True)

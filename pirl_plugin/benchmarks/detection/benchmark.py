@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from annotated_types import Len
 
+from pirl_plugin.benchmarks.changes import noted
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.detection.engine import Detections, EngineName, TrainAndDetect, resolve
 from pirl_plugin.benchmarks.detection.evaluation import (
@@ -21,7 +22,7 @@ from pirl_plugin.benchmarks.detection.evaluation import (
     voc_average_precision,
 )
 from pirl_plugin.benchmarks.detection.presets import DetectionProtocol, ProtocolName, TrainSet, published
-from pirl_plugin.benchmarks.detection.schedule import deviations, with_overrides
+from pirl_plugin.benchmarks.detection.schedule import changed_numbers, with_overrides
 from pirl_plugin.benchmarks.detection.voc import Examples, same_classes
 from pirl_plugin.data.voc_datasets import VOC0712
 from pirl_plugin.registry import register_benchmark
@@ -109,7 +110,7 @@ class DetectionVOC(Benchmark):
         found, notes = run(context.trunk, context.trunk_config, train, test, settings, context)
         extra = {
             "engine": engine,
-            "changed": deviations(settings),
+            **noted(changed_numbers(settings)),
             **_counts(train, test, found),
             **notes,
             "numbers": asdict(settings),

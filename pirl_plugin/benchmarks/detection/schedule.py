@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from pirl_plugin.benchmarks.changes import Changes, changes
 from pirl_plugin.benchmarks.detection.presets import DetectionProtocol, published
 
 
@@ -137,11 +138,11 @@ def with_overrides(
     return changed if changed == protocol else replace(changed, name=f"{protocol.name}*")
 
 
-def deviations(protocol: DetectionProtocol) -> dict[str, list[Any]]:
-    """``{number: [published, here]}`` of every number that differs from the published protocol's, for the record."""
+def changed_numbers(protocol: DetectionProtocol) -> Changes:
+    """Every number that differs from the published protocol's."""
     original = published(protocol.name.removesuffix("*"), protocol.train_set)
     pairs = {field.name: (getattr(original, field.name), getattr(protocol, field.name)) for field in fields(protocol)}
-    return {key: [_plain(value) for value in pair] for key, pair in pairs.items() if key != "name" and len({*pair}) > 1}
+    return changes({key: pair for key, pair in pairs.items() if key != "name"})
 
 
 def _stretched(protocol: DetectionProtocol, iterations: int, factor: float) -> DetectionProtocol:
@@ -151,7 +152,3 @@ def _stretched(protocol: DetectionProtocol, iterations: int, factor: float) -> D
         drops=tuple(round(drop * factor) for drop in protocol.drops),
         warmup_iterations=round(protocol.warmup_iterations * factor),
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
