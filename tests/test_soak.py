@@ -143,7 +143,7 @@ def test_mutated_configurations(
 ) -> None:
     made = configs.mutate(random.Random(seed), *base)
     outcome, fault = configs.fault_of(made, tmp_path_factory.mktemp("mutated") / "run")
-    assert fault == "", f"{outcome}: {made.overrides[len(configs.BASE) :]}: {fault}"
+    assert fault == "", f"{outcome}: {made.mutations}: {fault}"
 
 
 def test_the_fuzzer_can_tell(tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ class Mutated:
     overrides: list[str]
     misspelt: list[str] = field(default_factory=list)
     set_to: dict[str, str] = field(default_factory=dict)
+    choices: int = 0
+
+    @property
+    def mutations(self) -> list[str]:
+        """What was added to the base: choices of options before it, the rest after it."""
+        return self.overrides[: self.choices] + self.overrides[self.choices + len(BASE) :]
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -142,6 +148,7 @@ def mutate(generator: random.Random, values: dict[str, Any], options: dict[str, 
         else:
             group = generator.choice(GROUPS)
             made.overrides.insert(0, f"{group}={generator.choice(options[group])}")
+            made.choices += 1
     return made
 
 
@@ -179,8 +186,7 @@ def _silently_ignored(made: Mutated, folder: Path) -> str:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for path, value in made.set_to.items():
         # one that another mutation has set again, inside or around it, proves nothing
-        touched = [o for o in made.overrides[len(BASE) :] if _related(o.lstrip("~").partition("=")[0], path)]
-        if len(touched) != 1 or any(o.partition("=")[0] in GROUPS for o in made.overrides[: -len(BASE)]):
+        if sum(_related(mutation.lstrip("~").partition("=")[0], path) for mutation in made.mutations) != 1:
             continue
         found, expected = _at(config, path), yaml.safe_load(value)
         if not _same(found, expected):
@@ -231,7 +237,7 @@ def survey(count: int, seed: int, scratch: Path) -> tuple[Counter[str], list[str
         outcome, fault = fault_of(made, scratch / str(index))
         outcomes[outcome] += 1
         if fault:
-            faults.append(f"{index}: {' '.join(made.overrides[len(BASE) :] or made.overrides[:2])}\n    {fault}")
+            faults.append(f"{index}: {' '.join(made.mutations)}\n    {fault}")
     return outcomes, faults
 
 
