@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pirl_plugin.commands.sweep import load as real_load
 from pirl_plugin.schema import ConfigError, Problem
 from pirl_plugin.sweep.plan import Run, dependants, identity, plan
 from pirl_plugin.sweep.settings import Sweep, quoted
@@ -141,3 +142,9 @@ def test_a_parameter_that_came_later_leaves_old_identities_as_they_are():
     limited = {**before["transform"], "num_permutations": 100}  # type: ignore[dict-item]
     assert identity({**before, "transform": {**limited, "num_permutations": None}}) == identity(before)
     assert identity({**before, "transform": limited}) != identity(before)
+
+
+def test_a_new_release_repeats_no_finished_run() -> None:
+    """Fails when a parameter is added or a default changes: then either ``_LATER`` or ``FREE_KEYS`` knows it, or it
+    changes what runs find, and this hash changes with it."""
+    assert identity(real_load("train", ["method=pirl_32", "dataset=generated_scenes", "seed=0"])) == "7acb7371e3f1"

@@ -14,13 +14,17 @@ from pirl_plugin.schema import ConfigError, Problem
 from pirl_plugin.sweep.settings import Sweep, quoted
 
 TRAIN, BENCHMARK = "train", "benchmark"
+_ANY = "any"
 _ROOT = re.compile(r"<(\w+)>")
 Load = Callable[[str, Sequence[str]], dict[str, Any]]
 
 # where a run is made and what it writes on the way changes nothing that it finds
-FREE_KEYS = ("run_dir", "cache_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "plugins")
+FREE_KEYS = (
+    *("run_dir", "cache_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "plugins"),
+    *("on_nonfinite", "patience"),
+)
 # parameters that came later, at the value that means what was done before: what was made then keeps its identity
-_LATER = (("num_permutations", None),)
+_LATER = (("num_permutations", None), ("dtype", "float32"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def plan(sweep: Sweep, load: Load) -> list[Run]:
     Raises:
         ConfigError: everything wrong in any run's configuration, each problem with the runs' labels.
     """
+    load = _once(load)
     runs: dict[str, Run] = {}
     problems: dict[Problem, None] = {}
     for method in sweep.methods:
@@ -124,7 +129,8 @@ def _benchmark(sweep: Sweep, load: Load, benchmark: str, trained: Run) -> Run:
     overrides = _with_roots(given, sweep.roots)
     if trained.variant:
         overrides += (f"++method={quoted(f'{trained.method} ({trained.variant})')}",)
-    config = load(BENCHMARK, (*overrides, f"weights={trained.id}"))
+    # composed with one name for all weights, once: what a benchmark measures changes nothing else in its configuration
+    config = {**load(BENCHMARK, (*overrides, f"weights={_ANY}")), "weights": trained.id}
     run_id = identity(config)
     return dataclasses.replace(
         trained,
@@ -136,6 +142,19 @@ def _benchmark(sweep: Sweep, load: Load, benchmark: str, trained: Run) -> Run:
         needs=trained.id,
         multi_process=getattr(REGISTRIES["benchmark"].get(config["benchmark"]["name"]), "multi_process", False),
     )
+
+
+def _once(load: Load) -> Load:
+    """Each configuration composed once."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def loaded(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+        what = (command, *overrides)
+        if what not in known:
+            known[what] = load(command, overrides)
+        return known[what]
+
+    return loaded
 
 
 def _of(error: ConfigError, what: str) -> list[Problem]:
