@@ -75,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (before, after) in figures.items():
         print(f"{name:14} {before:10.1f} in the second quarter, {after:10.1f} in the last ({after / before - 1:+.1%})")
     print(f"{steps} steps, exit code {codes[0]} after SIGTERM (75 is right)")
-    memory, files, rate = (after / before for before, after in figures.values())
-    return 0 if memory < 1.03 and files <= 1 and rate > 0.9 and codes == [75] else 1
+    (memory, memory_after), (files, files_after), (rate, rate_after) = figures.values()
+    # a checkpoint that is being written while we look takes a file or two
+    flat = memory_after < 1.03 * memory and files_after <= files + 3 and rate_after > 0.9 * rate
+    return 0 if flat and codes == [75] else 1
 
 
 if __name__ == "__main__":
