@@ -59,7 +59,8 @@ MOMENTUM: dict[str, Any] = {
 }
 SCENARIOS: dict[str, dict[str, Any]] = {
     # all other images are negatives, so that one process and two draw the same
-    "nce": {"loss": {"estimator": "nce", "num_negatives": NUM_IMAGES - 1, "normalizer_steps": 2}},
+    # of a seed where no ReLU is so near to its kink that another order of summation puts it on the other side
+    "nce": {"loss": {"estimator": "nce", "num_negatives": NUM_IMAGES - 1, "normalizer_steps": 2}, "seed": 1},
     "accumulated": {
         "loss": {"num_negatives": NUM_IMAGES - 1},
         "accumulate_steps": 2,
