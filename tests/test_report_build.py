@@ -179,6 +179,39 @@ def test_a_folder_given_twice_counts_once(store: Path) -> None:
     assert set(links(find([store])[0].folder)) == {"folder", "config", "log"}
 
 
+def test_what_differs_from_the_protocol_is_told_in_words(tmp_path: Path) -> None:
+    changed = {"num_epochs": [28, 2], "transform": [{"size": 224}, {"size": 32}], EVIL: [None, [1, 2]]}
+    run_folder(tmp_path, "pirl", [record("pirl", 1.0, protocol="paper*", extra={"changed": changed, "num_test": 9})])
+    write_report(find([tmp_path]), tmp_path / "out")
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    for line in ("num_epochs: 2, not 28", "transform: size 32, not size 224", f"{EVIL}: 1, 2, not none published"):
+        assert line in text
+    assert "but for: 4 items" in text
+
+
+def test_settings_that_all_columns_share_stand_once(tmp_path: Path) -> None:
+    found = [record("pirl", 1.0, setting={"layer": layer, "k": 20}) for layer in ("res5", "res4")]
+    run_folder(tmp_path, "pirl", found)
+    write_report(find([tmp_path]), tmp_path / "out")
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "mean ± standard deviation over seeds; k 20" in text
+    assert "top1, layer res5 (%)" in text
+    assert "layer res5, k 20" not in text
+
+
+def test_the_invariance_figure_has_the_ink_of_the_page(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "pirl", [record("pirl", 1.0)])
+    panel: dict[str, Any] = {"edges": [0.0, 1.0, 2.0], "same_histogram": [1.0, 0.0], "different_histogram": [0.5, 0.5]}
+    panel |= {"same_mean": 0.5, "different_mean": 1.0, "auc": 0.75, "features": "trunk", "view": "patches"}
+    (folder / "invariance.json").write_text(json.dumps({"panels": [panel, panel]}))
+    write_report(find([tmp_path]), tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    figure = text[text.index('<figure class="panels-2"', text.index('id="invariance"')) :].partition("</figure>")[0]
+    assert "currentColor" in figure
+    assert not re.search("#22272e|#68707c|#ffffff|#000000", figure)
+    assert "AUC 75.0 %" in figure
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 

@@ -148,3 +148,19 @@ def test_a_new_release_repeats_no_finished_run() -> None:
     """Fails when a parameter is added or a default changes: then either ``_LATER`` or ``FREE_KEYS`` knows it, or it
     changes what runs find, and this hash changes with it."""
     assert identity(real_load("train", ["method=pirl_32", "dataset=generated_scenes", "seed=0"])) == "7acb7371e3f1"
+
+
+def test_a_benchmark_is_composed_once_for_all_methods():
+    """Composing takes most of a plan's time."""
+    asked = []
+
+    def counted(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+        asked.append(command)
+        return load(command, overrides)
+
+    sweep = Sweep(name="test", methods=["pirl", "npid", "moco"], benchmarks=["knn", "linear"])
+    found = plan(sweep, counted)
+    assert (asked.count("train"), asked.count("benchmark")) == (3, 2)
+    assert len({run.id for run in found}) == 9
+    separate = [run for method in sweep.methods for run in runs(methods=[method], benchmarks=["knn", "linear"])]
+    assert [run.id for run in found] == [run.id for run in separate]

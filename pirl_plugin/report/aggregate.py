@@ -179,14 +179,27 @@ class Table:
         if len({other.images_seen for other in others}) > 1:
             parts.append("images seen not known" if row.images_seen is None else f"{row.images_seen:,} images seen")
         if len({other.trunk for other in others}) > 1:
-            parts.append(_words(json.loads(row.trunk)) if row.trunk else "trunk not known")
+            parts.append(in_words(json.loads(row.trunk)) if row.trunk else "trunk not known")
         return ", ".join(parts)
 
-    def column_name(self, column: Column) -> str:
-        """Setting and metric in words, with a letter where columns differ in their conditions alone."""
+    def column_name(self, column: Column, without: Iterable[str] = ()) -> str:
+        """Setting and metric in words, with a letter where columns differ in their conditions alone.
+
+        Args:
+            column: of this table.
+            without: settings to leave out.
+        """
         alike = [other for other in self.columns if _visible(other) == _visible(column)]
         letter = f", conditions {_letter(alike.index(column))}" if len(alike) > 1 else ""
-        return ", ".join(part for part in (column.metric, _words(column.settings)) if part) + letter
+        said = {key: value for key, value in column.settings.items() if key not in without}
+        return ", ".join(part for part in (column.metric, in_words(said)) if part) + letter
+
+
+def shared_settings(columns: Sequence[Column]) -> dict[str, Any]:
+    """Settings that several columns have in common; a single one's are its own."""
+    first = columns[0].settings
+    others = [column.settings for column in columns[1:]]
+    return {key: value for key, value in first.items() if others and all(o.get(key) == value for o in others)}
 
 
 def aggregate(entries: Iterable[Entry]) -> Table:
@@ -328,7 +341,8 @@ def _letter(index: int) -> str:
     return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
-def _words(values: Mapping[str, Any]) -> str:
+def in_words(values: Mapping[str, Any]) -> str:
+    """``k 20, layer res5``."""
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 

@@ -13,11 +13,23 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.published import Published, matching, related
 from pirl_plugin.records import Record
 from pirl_plugin.report import plain
-from pirl_plugin.report.aggregate import MISSING, RULE, Cell, Column, Entry, Row, Table, aggregate, row_of
+from pirl_plugin.report.aggregate import (
+    MISSING,
+    RULE,
+    Cell,
+    Column,
+    Entry,
+    Row,
+    Table,
+    aggregate,
+    in_words,
+    row_of,
+    shared_settings,
+)
 from pirl_plugin.report.curves import metric_curve
 from pirl_plugin.report.figures import Curve, Picture, curves, inline
 from pirl_plugin.report.html import page
-from pirl_plugin.report.invariance_figure import draw_invariance, read_panels
+from pirl_plugin.report.invariance_figure import draw_invariance, invariance_svg, read_panels
 from pirl_plugin.report.photos import neighbours, views
 from pirl_plugin.report.sources import Source, links
 
@@ -97,33 +109,67 @@ def _group(table: Table, columns: Sequence[Column], sources: Mapping[str, Source
     name = plain.group_name(columns[0])
     marked = [column for column in columns if ", conditions " in table.column_name(column)]
     starred = [column for column in columns if column.protocol.endswith("*") and column not in marked][:1]
-    notes = {
-        json.dumps(table.changes[column], ensure_ascii=False, default=str): (
-            table.column_name(column).rpartition(", ")[2] if column in marked else "differs from the protocol"
+    notes = [
+        (
+            table.column_name(column).rpartition(", ")[2] if column in marked else "the protocol's numbers, but for",
+            _conditions(table.changes[column]),
         )
         for column in [*marked, *starred]
-    }
+    ]
+    notes = [note for index, note in enumerate(notes) if note not in notes[:index]]
+    shared = shared_settings(columns)
+    caption = "; ".join(["mean ± standard deviation over seeds", *([in_words(shared)] if shared else [])])
     return {
-        **_grid(table, columns, sources, f"{name}: mean ± standard deviation over seeds"),
+        **_grid(table, columns, sources, caption, without=shared),
         "title": name,
-        "conditions": [(note, text) for text, note in notes.items()],
+        "conditions": notes,
     }
 
 
 def _grid(
-    table: Table, columns: Sequence[Column], sources: Mapping[str, Source], caption: str, long: bool = False
+    table: Table,
+    columns: Sequence[Column],
+    sources: Mapping[str, Source],
+    caption: str,
+    long: bool = False,
+    without: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     rows = []
     for row in table.rows:
         cells = [table.cell(row, column) for column in columns]
         if long or any(cell.text != MISSING for cell in cells):
             rows.append({"name": table.row_name(row), "cells": [_cell(cell, sources) for cell in cells]})
-    heads = []
+    heads, short = [], plain.short_names(columns)
     for column in columns:
-        what = table.column_name(column) + (f" ({column.unit})" if column.unit else "")
+        unit = f" ({column.unit})" if column.unit else ""
         name = plain.group_name(column)
-        heads.append({"title": name, "small": what} if long else {"title": what, "small": ""})
+        if long:
+            heads.append(
+                {
+                    "title": short[column],
+                    "small": f"{column.metric}{unit}",
+                    "whole": f"{name}: {table.column_name(column)}",
+                }
+            )
+        else:
+            heads.append({"title": table.column_name(column, without or {}) + unit, "small": "", "whole": ""})
     return {"caption": caption, "columns": heads, "rows": rows}
+
+
+def _conditions(found: Mapping[str, Any]) -> list[str]:
+    """What a column's results were made under: changes as ``num_epochs: 2, not 28``, then the rest."""
+    lines = [
+        f"{what}: {_short(here)}, not {_short(theirs)}" for what, (theirs, here) in found.get("changed", {}).items()
+    ]
+    return lines + [f"{what}: {_short(value)}" for what, value in found.items() if what != "changed"]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_short, value)) if value else "none"
+    return "none published" if value is None else str(value)
 
 
 def _cell(cell: Cell, sources: Mapping[str, Source]) -> dict[str, Any]:
@@ -208,8 +254,8 @@ def _invariance(sources: Sequence[Source], names: Mapping[Path, str], folder: Pa
             for panel in panels
         )
         alt = f"Histograms of distances between views of the same and of different images. {numbers}."
-        svg = inline((folder / f"{stem}.svg").read_text(encoding="utf-8"), stem).replace("currentColor", "#22272e")
-        found[key] = Picture(stem, f"{key}, seed {source.records[0].seed}.", alt, svg)
+        svg = inline(invariance_svg(panels), stem)
+        found[key] = Picture(stem, f"{key}, seed {source.records[0].seed}.", alt, svg, len(panels))
     return list(found.values())
 
 
@@ -220,7 +266,9 @@ def _costs(table: Table, sources: Sequence[Source], names: Mapping[Path, str]) -
     training = []
     for pretraining, source in _pretrainings(sources).items():
         last = _last_metrics(pretraining)
-        name = f"{names.get(source.folder, source.records[0].method)} ({pretraining.name})"
+        name = (
+            f"{names.get(source.folder, source.records[0].method)} ({re.sub('-[0-9a-f]{12}$', '', pretraining.name)})"
+        )
         keys = ("images_seen", "seconds", "images_per_second", "peak_memory_mib")
         training.append([name, *(last.get(key) for key in keys)])
     times: dict[tuple[str, str], list[float]] = {}
@@ -230,13 +278,19 @@ def _costs(table: Table, sources: Sequence[Source], names: Mapping[Path, str]) -
         if seconds and record.status == "ok":
             what = f"{record.benchmark} on {record.dataset}"
             times.setdefault((names.get(source.folder, record.method), what), []).append(max(seconds))
-    rows = [[name, what, len(found), statistics.fmean(found)] for (name, what), found in times.items()]
+    measured = list(dict.fromkeys(what for _, what in times))
+    methods = list(dict.fromkeys(name for name, _ in times))
+    rows = [[name, *(_mean(times.get((name, what))) for what in measured)] for name in methods]
     heads = ["pretraining", "images seen", "seconds", "images per second", "peak memory, MiB"]
     tables = [
         _plain_table("Pretraining", heads, training, words=(0,)),
-        _plain_table("Benchmarks, mean over their runs", ["method", "benchmark", "runs", "seconds"], rows, (0, 1)),
+        _plain_table("Benchmarks: seconds, mean over their runs", ["method", *measured], rows, words=(0,)),
     ]
     return [found for found in tables if found]
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _published(table: Table, ask: Callable[..., list[Published]], caption: str, ours: bool) -> list[dict[str, Any]]:

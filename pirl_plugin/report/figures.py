@@ -31,12 +31,14 @@ class Picture:
         caption: below it.
         alt: what it shows, for those who do not see it.
         svg: markup to inline.
+        panels: side by side in it; decides how small it may become.
     """
 
     name: str
     caption: str
     alt: str
     svg: str
+    panels: int = 1
 
 
 def curves(
@@ -79,10 +81,10 @@ def curves(
             labelcolor=_INK,
         )
         what = f"Line chart of {', '.join(panels)} against {xlabel} for {', '.join(methods)}."
-        return saved(figure, name, caption, f"{what} Last values: {_last_values(panels)}.", folder)
+        return saved(figure, name, caption, f"{what} Last values: {_last_values(panels)}.", folder, len(panels))
 
 
-def saved(figure: Figure, name: str, caption: str, alt: str, folder: Path) -> Picture:
+def saved(figure: Figure, name: str, caption: str, alt: str, folder: Path, panels: int = 1) -> Picture:
     """Writes ``NAME.svg`` and ``NAME.png`` and gives back the picture to inline."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -90,7 +92,7 @@ def saved(figure: Figure, name: str, caption: str, alt: str, folder: Path) -> Pi
         figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
         figure.savefig(folder / f"{name}.svg", facecolor="white", metadata={"Date": None})
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, caption, alt, inline(text.getvalue(), name))
+    return Picture(name, caption, alt, inline(text.getvalue(), name), panels)
 
 
 def inline(svg: str, name: str) -> str:

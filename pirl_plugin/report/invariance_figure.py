@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -43,6 +45,18 @@ def draw_invariance(panels: Sequence[Mapping[str, Any]], path: str | Path, title
     Raises:
         ValueError: nothing to draw.
     """
+    _figure(panels, title).savefig(path, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+
+
+def invariance_svg(panels: Sequence[Mapping[str, Any]]) -> str:
+    """The same without paper, all writing in one ink, for a page that may be dark."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "invariance"}):
+        _figure(panels, "").savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue().replace(_FAINT_INK, _INK)
+
+
+def _figure(panels: Sequence[Mapping[str, Any]], title: str) -> Figure:
     if not panels:
         raise ValueError("draw_invariance needs at least one panel.")
     width, height = _PANEL_INCHES
@@ -56,7 +70,7 @@ def draw_invariance(panels: Sequence[Mapping[str, Any]], path: str | Path, title
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=_INK)
     if title:
         figure.suptitle(title, fontsize=11, color=_INK)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    return figure
 
 
 def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
@@ -77,6 +91,7 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
     axes.set_xlim(edges[0], _last_used(panel))
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
     axes.tick_params(labelsize=8, colors=_INK)
     axes.grid(axis="y", alpha=0.25, lw=0.6)
 

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pirl_plugin.report.aggregate import FAILED, MISSING, RULE, Cell, Column, Row, Table
+from pirl_plugin.report.aggregate import FAILED, MISSING, RULE, Cell, Column, Row, Table, in_words
 from pirl_plugin.text import aligned
 
 _SIGNS = {"best": " ★", "within": " ≈", "": ""}
@@ -82,7 +82,7 @@ def for_terminal(table: Table) -> str:
 
 def _methods_in_rows(table: Table, names: Mapping[Column, str]) -> str:
     """Short names above the columns, what they stand for below."""
-    short = _short_names(table.headlines)
+    short = short_names(table.headlines)
     metrics = [f"{column.metric} {column.unit}".strip() for column in table.headlines]
     rows = [[table.row_name(row), *(shown(table.cell(row, c)) for c in table.headlines)] for row in table.rows]
     meanings = [
@@ -91,16 +91,27 @@ def _methods_in_rows(table: Table, names: Mapping[Column, str]) -> str:
     return "\n".join([aligned([["", *short.values()], ["", *metrics], *rows]), "", *meanings])
 
 
-def _short_names(columns: Sequence[Column]) -> dict[Column, str]:
-    """The benchmark, and as much more as tells all columns apart."""
+def short_names(columns: Sequence[Column]) -> dict[Column, str]:
+    """The benchmark, and for those that have it in common as much more as tells them apart."""
     parts = {
-        c: (c.benchmark, f"on {c.dataset}", f"({c.protocol})", c.setting, f"{c.metric} {c.unit}", c.conditions)
+        c: (
+            c.benchmark,
+            f"on {c.dataset}",
+            f"({c.protocol})",
+            in_words(c.settings),
+            f"{c.metric} {c.unit}",
+            c.conditions,
+        )
         for c in columns
     }
-    count = 1
-    while len({part[:count] for part in parts.values()}) < len(parts):
-        count += 1
-    return {column: " ".join(part[:count]) for column, part in parts.items()}
+    used = dict.fromkeys(columns, 1)
+    while True:
+        names = {column: " ".join(part[: used[column]]) for column, part in parts.items()}
+        alike = [c for c in columns if list(names.values()).count(names[c]) > 1 and used[c] < len(parts[c])]
+        if not alike:
+            return names
+        for column in alike:
+            used[column] += 1
 
 
 def shown(cell: Cell) -> str:
