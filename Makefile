@@ -29,7 +29,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## six methods, eight benchmarks, one report on generated scenes, at most 10 minutes on 2 cores
+demo: $(STAMP) ## six methods, nine benchmarks, one report on generated scenes, at most 10 minutes on 2 cores
 	$(BIN)/python tools/sweep.py sweep=demo
 
 # one thread for each test process: more only fight for the cores
