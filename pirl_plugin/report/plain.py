@@ -67,7 +67,7 @@ def as_markdown(table: Table, title: str, summary: str) -> str:
 
 
 def for_terminal(table: Table) -> str:
-    """The headline, not too wide: benchmarks in rows and methods in columns, else methods in rows, else in blocks."""
+    """The headline, not too wide: benchmarks in rows; with short names methods or benchmarks; else in blocks."""
     names = {column: f"{group_name(column)}: {table.column_name(column)}" for column in table.headlines}
     heads = ["", *(table.row_name(row) for row in table.rows)]
     rows = [[names[column], *(shown(table.cell(row, column)) for row in table.rows)] for column in table.headlines]
@@ -76,19 +76,23 @@ def for_terminal(table: Table) -> str:
         cells = [(table.row_name(row), shown(table.cell(row, column))) for row in table.rows]
         lines = [cell for cell in cells if cell[1] != MISSING]
         blocks.append(f"{names[column]}\n{aligned(lines, indent=2)}")
-    choices = (aligned([heads, *rows]), _methods_in_rows(table, names), "\n\n".join(blocks))
+    with_short_names = (_with_short_names(table, names, methods_in_rows) for methods_in_rows in (True, False))
+    choices = (aligned([heads, *rows]), *with_short_names, "\n\n".join(blocks))
     return next((text for text in choices if max(map(len, text.splitlines())) <= _WIDEST), choices[-1])
 
 
-def _methods_in_rows(table: Table, names: Mapping[Column, str]) -> str:
-    """Short names above the columns, what they stand for below."""
+def _with_short_names(table: Table, names: Mapping[Column, str], methods_in_rows: bool) -> str:
+    """What the names stand for is said below."""
     short = short_names(table.headlines)
     metrics = [f"{column.metric} {column.unit}".strip() for column in table.headlines]
-    rows = [[table.row_name(row), *(shown(table.cell(row, c)) for c in table.headlines)] for row in table.rows]
+    rows = [["", *short.values()], ["", *metrics]]
+    rows += [[table.row_name(row), *(shown(table.cell(row, c)) for c in table.headlines)] for row in table.rows]
     meanings = [
         textwrap.fill(f"{short[column]} = {name}", _WIDEST, subsequent_indent="  ") for column, name in names.items()
     ]
-    return "\n".join([aligned([["", *short.values()], ["", *metrics], *rows]), "", *meanings])
+    return "\n".join(
+        [aligned(rows if methods_in_rows else [list(column) for column in zip(*rows, strict=True)]), "", *meanings]
+    )
 
 
 def short_names(columns: Sequence[Column]) -> dict[Column, str]:
