@@ -79,13 +79,14 @@ def test_the_loss_falls(method: str) -> None:
 def test_a_resume_is_exact(method: str, step: int, tmp_path: Path) -> None:
     """In the middle of epoch 1, and at its end: clusters, prototypes, memory and queue are those of the whole run."""
     whole_watch, pieces_watch = Watch(), Watch()
-    settings = {"checkpoint": {"name": "run_checkpoint", "every_steps": 1}}
+    settings = {"checkpoint": {"name": "run_checkpoint", "every_steps": 1, "background": False}}
     whole = run(small(method, run_dir=str(tmp_path / "whole"), **settings), whole_watch)
     config = small(method, run_dir=str(tmp_path / "pieces"), **settings)
     with pytest.raises(Stop):
-        run(config, Watch(), Killer(step=step))
+        run(config, Watch(), Killer(step=step + 1))  # what is due at an epoch's last step is saved at the epoch's end
+    (saved,) = (path for path in checkpoints(tmp_path / "pieces") if path.name == f"step_{step:09d}.pt")
     torch.manual_seed(99)
-    resumed = run(config, pieces_watch, saved=checkpoints(tmp_path / "pieces")[-1])
+    resumed = run(config, pieces_watch, saved=saved)
     assert pieces_watch.losses == whole_watch.losses[step:]
     assert_identical(everything(whole), everything(resumed))
 

@@ -240,7 +240,7 @@ def test_simsiam_s_prediction_head_keeps_its_rate() -> None:
 @pytest.mark.parametrize("method", ["moco_v2", "barlow_twins"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     """Three epochs of two steps, stopped in the second: weights, copy, queue and LARS's momentum are the same bits."""
-    saving = {"name": "run_checkpoint", "every_steps": 1}
+    saving = {"name": "run_checkpoint", "every_steps": 1, "background": False}
     settings = {"num_epochs": 3, "checkpoint": saving}
     whole, _ = trained(method, run_dir=str(tmp_path / "whole"), **settings)
     pieces = {**settings, "run_dir": str(tmp_path / "pieces")}

@@ -202,7 +202,7 @@ def test_the_copy_is_what_the_steps_make_of_it() -> None:
 @pytest.mark.parametrize("killed", [2, 3])
 def test_resumed_equals_uninterrupted(tmp_path: Path, killed: int) -> None:
     """Stopped in the first epoch and at its end; the copy is 40 % of the weights at first and moves ever less."""
-    saving = {"name": "run_checkpoint", "every_steps": 1}
+    saving = {"name": "run_checkpoint", "every_steps": 1, "background": False}
     whole = train(**settings(checkpoint=saving, run_dir=str(tmp_path / "whole")))
     folder = tmp_path / "pieces"
     with pytest.raises(Stop):
