@@ -24,7 +24,7 @@ RULE = (
     "the error is not known: only the best itself is marked. Columns without a better direction, or with one method "
     "alone, have no mark."
 )
-_HIGHER = ("top1", "top5", "mAP", "mAP 11-pt", "AP", "AP50", "AP75", "auc", "same_class")
+_HIGHER = ("top1", "top5", "mAP", "mAP_11point", "mAP 11-pt", "AP", "AP50", "AP75", "auc", "same_class")
 _TEST_SET = ("num_test", "num_classes", "transform")  # in ``extra``: what was measured on, and how it was seen
 _CHANGES = ("changed",)  # in ``extra``: how a run departs from the protocol that it names
 
