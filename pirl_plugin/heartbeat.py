@@ -112,7 +112,7 @@ class Heartbeat:
     def _watch(self) -> None:
         count, seen, seen_at, reached = 0, -1, time.monotonic(), time.monotonic()
         neighbour = (self.rank + 1) % self.world_size
-        while not self._over.wait(1.0):
+        while not self._over.wait(1.0 if count else 0.0):  # the first at once: it says which process this is
             count += 1
             try:
                 beat = self._exchange(count, neighbour)
