@@ -51,7 +51,11 @@ def harm(starter: Starter, folder: Path, epochs: int, patience: float, how: str,
         if made.codes[0] in (0, None):
             wrong.append(f"{how}: exit codes {made.codes}")
         said = made.said()
-        wrong += [f"{how}: nobody said {words!r} ({made.codes}): {said[-1500:]}" for words in _EXPECTED[how] if words not in said]
+        wrong += [
+            f"{how}: nobody said {words!r} ({made.codes}): {said[-1500:]}"
+            for words in _EXPECTED[how]
+            if words not in said
+        ]
         wrong += [f"{how}: a traceback was shown: {said[-3000:]}"] if "Traceback" in said else []
         return seconds, wrong
     finally:
