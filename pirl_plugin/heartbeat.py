@@ -78,12 +78,12 @@ class Heartbeat:
 
     def stop(self, reason: str = "") -> None:
         """Ends; with a reason, all others are told that this process has failed."""
+        self._over.set()  # first: this process's own watch must not end it by the message it leaves for the others
+        if self._thread.is_alive():
+            self._thread.join(5)
         if reason:
             with contextlib.suppress(Exception):  # the store may be what is gone
                 self.store.set("verdict", f"rank {self.rank} failed, {self._place(*self._where())}: {reason}")
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(5)
 
     def mark(self, batches: int, doing: int) -> None:
         """Notes progress; called by the training several times a step, so it does next to nothing."""
@@ -117,7 +117,7 @@ class Heartbeat:
             try:
                 beat = self._exchange(count, neighbour)
                 reached = time.monotonic()
-                if self.store.check(["verdict"]):
+                if self.store.check(["verdict"]) and not self._over.is_set():
                     return self._end(self.store.get("verdict").decode())
             except Exception as error:
                 if time.monotonic() - reached > self.silence and not self._over.is_set():

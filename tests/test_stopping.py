@@ -250,6 +250,13 @@ def test_a_silent_rank_is_named() -> None:
 
 def test_a_rank_that_fails_tells_the_others() -> None:
     group = Group(2)
+    leave = group.store.set
+
+    def slow(key: str, value: str) -> None:
+        leave(key, value)
+        time.sleep(2.5 * (key == "verdict"))  # time enough for its own watch to take the message for another's
+
+    group.store.set = slow  # type: ignore[method-assign]
     group.all[1].stop("ValueError: the dog ate it")
     group.until_ended(1)
     assert group.ended == {0: LOST}
