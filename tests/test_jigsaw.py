@@ -15,7 +15,7 @@ from pirl_plugin.functional.jigsaw import (
 def coordinates(size: int) -> np.ndarray:
     """An image whose pixel tells where it is: channel 0 is y, channel 1 is x."""
     y, x = np.mgrid[:size, :size]
-    return np.stack([y, x, np.zeros_like(x)], axis=2).astype(np.uint8)
+    return np.stack([y, x, np.zeros_like(x)]).astype(np.uint8)
 
 
 def test_boxes_by_hand():
@@ -58,12 +58,12 @@ def test_patches_stay_in_their_cells_and_never_overlap(jigsaw_size, grid, patch_
 def test_cut_patches_copies_the_boxes(rng: np.random.Generator):
     boxes = patch_boxes(36, 3, 10, draw_offsets(36, 3, 10, rng))
     patches = cut_patches(coordinates(36), boxes)
-    assert patches.shape == (9, 10, 10, 3)
+    assert patches.shape == (9, 3, 10, 10)
     assert patches.dtype == np.uint8
     assert patches.flags.c_contiguous
     for patch, (left, top, right, bottom) in zip(patches, boxes, strict=True):
-        assert patch[:, 0, 0].tolist() == list(range(top, bottom))
-        assert patch[0, :, 1].tolist() == list(range(left, right))
+        assert patch[0, :, 0].tolist() == list(range(top, bottom))
+        assert patch[1, 0, :].tolist() == list(range(left, right))
 
 
 def test_permuted_patches_can_be_put_back(rng: np.random.Generator):

@@ -49,6 +49,11 @@ def program(*rows: tuple[int, float]) -> np.ndarray:
     return np.array(rows, dtype=np.float32).reshape(-1, 2)
 
 
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """A batch of one, ``(1, 3, H, W)``."""
+    return image.transpose(2, 0, 1)[None]
+
+
 def reference(image: Image.Image, operation: Operation, strength: float) -> Image.Image:
     """torchvision's functional operations on a Pillow image; Pillow's own where torchvision has none of it."""
     return {
@@ -94,7 +99,7 @@ def test_plain_operation_is_torchvisions(operation: Operation, strength: float):
 @pytest.mark.parametrize("fast", [False, True])
 def test_operations_by_hand(operation, strength, pixels, expected, fast):
     image = np.array([pixels], dtype=np.uint8)  # one row
-    view = photometric_fused.apply_programs(image[None], program((operation, strength))[None], fast)[0]
+    view = photometric_fused.apply_programs(channels_first(image), program((operation, strength))[None], fast)[0]
     np.testing.assert_allclose(view.transpose(1, 2, 0), [expected], atol=LEVELS if fast else 0)
 
 
@@ -106,7 +111,8 @@ def test_sharpness_by_hand():
     expected[1:4, 1:4] = 10
     expected[2, 2] = 50
     for fast in (False, True):
-        view = photometric_fused.apply_programs(image[None], program((Operation.SHARPNESS, 0.0))[None], fast)[0]
+        rows = program((Operation.SHARPNESS, 0.0))[None]
+        view = photometric_fused.apply_programs(channels_first(image), rows, fast)[0]
         np.testing.assert_array_equal(view[0], expected)
 
 
@@ -115,14 +121,14 @@ def test_fused_operation_is_the_plain_one(operation: Operation, strength: float)
     assert photometric_fused.FUSED_AVAILABLE
     for image in images():
         rows = program((operation, strength))
-        fused = photometric_fused.apply_programs(image[None], rows[None])[0].transpose(1, 2, 0)
+        fused = photometric_fused.apply_programs(channels_first(image), rows[None])[0].transpose(1, 2, 0)
         np.testing.assert_allclose(fused.astype(int), apply_program(image, rows).astype(int), atol=LEVELS, rtol=0)
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.13, 0.0, 0.2, 0.5])
 def test_fused_hue_on_a_grid_of_all_colours(turns: float):
     levels = np.append(np.arange(0, 255, 5), [1, 2, 254, 255])
-    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, 1, -1, 3).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels)).reshape(1, 3, 1, -1).astype(np.uint8)
     rows = program((Operation.HUE, turns))[None]
     fused = photometric_fused.apply_programs(colours, rows).astype(int)
     np.testing.assert_allclose(fused, photometric.apply_programs(colours, rows).astype(int), atol=LEVELS, rtol=0)
@@ -133,7 +139,7 @@ def test_fused_programs_are_the_plain_ones():
     settings = PhotometricSettings(equalize_probability=0.5, blur_probability=0.5)
     programs = draw_programs(settings, 100, np.random.default_rng(5))
     for image in images():
-        batch = np.repeat(image[None], len(programs), axis=0)
+        batch = np.repeat(channels_first(image), len(programs), axis=0)
         fused = photometric_fused.apply_programs(batch, programs)
         plain = photometric.apply_programs(batch, programs)
         if LEVELS == 0:
@@ -143,9 +149,9 @@ def test_fused_programs_are_the_plain_ones():
 
 
 def test_fused_takes_readonly_and_strided_images_and_leaves_them_alone():
-    image = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 9), dtype=np.uint8)
     programs = draw_programs(PhotometricSettings(), 2, np.random.default_rng(1))
-    mirrored = image[:, :, ::-1]
+    mirrored = image[..., ::-1]
     before = image.copy()
     image.flags.writeable = False
     np.testing.assert_array_equal(
@@ -155,7 +161,7 @@ def test_fused_takes_readonly_and_strided_images_and_leaves_them_alone():
 
 
 def test_without_numba_the_plain_path_is_taken(monkeypatch: pytest.MonkeyPatch):
-    image = images()[0][None]
+    image = channels_first(images()[0])
     programs = draw_programs(PhotometricSettings(), 1, np.random.default_rng(1))
     monkeypatch.setattr(photometric_fused, "FUSED_AVAILABLE", False)
     monkeypatch.setattr(photometric_fused, "_run", None)
@@ -167,7 +173,7 @@ def test_without_numba_the_plain_path_is_taken(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("fast", [False, True])
 def test_unknown_codes_are_refused(fast: bool):
     with pytest.raises(ValueError, match="99|unknown operation code"):
-        photometric_fused.apply_programs(np.zeros((1, 4, 4, 3), np.uint8), program((99, 0.0))[None], fast)
+        photometric_fused.apply_programs(np.zeros((1, 3, 4, 4), np.uint8), program((99, 0.0))[None], fast)
 
 
 def drawn(settings: PhotometricSettings, num_views: int = 20000, seed: int = 0) -> tuple[np.ndarray, dict]:

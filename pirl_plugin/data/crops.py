@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pirl_plugin.data.decoded import pixels_of
+
 Box = tuple[float, float, float, float]
 
 _TRIES = 10
@@ -79,18 +81,23 @@ def crop_resize(image: Image.Image, box: Box, size: int, fast: bool = True) -> n
             from it, and hardly any that far.
 
     Returns:
-        ``(size, size, 3)`` uint8.
+        ``(3, size, size)`` uint8.
     """
+    between_pixels = any(edge != int(edge) for edge in box)
+    if fast and not between_pixels:
+        left, top, right, bottom = map(int, box)
+        pixels = torch.from_numpy(pixels_of(image)[top:bottom, left:right])
+        as_channels_last = pixels.permute(2, 0, 1).unsqueeze(0)
+        resized = F.interpolate(as_channels_last, (size, size), mode="bilinear", antialias=True)
+        return resized[0].numpy()
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if any(edge != int(edge) for edge in box):
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    cut = image.crop(tuple(map(int, box)))  # type: ignore[arg-type]
-    if not fast:
-        return np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).unsqueeze(0)  # lies in memory as channels_last
-    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    if between_pixels:
+        square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    else:
+        cut = image.crop(tuple(map(int, box)))  # type: ignore[arg-type]
+        square = cut.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:

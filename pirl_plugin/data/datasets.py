@@ -16,6 +16,7 @@ import numpy as np
 from classy_vision.dataset import ClassyDataset, register_dataset
 from PIL import Image
 
+from pirl_plugin.data.decoded import DecodedImage, pixels_of
 from pirl_plugin.data.reading import UnreadableImageError, read_image
 from pirl_plugin.data.scanning import IMAGE_EXTENSIONS, existing_folder, find_images, split_folder
 from pirl_plugin.registry import Configurable
@@ -101,7 +102,7 @@ class ImageDataset(Configurable, ClassyDataset, ABC):
             return None
         cached = self._cache.get(image_id)
         if cached is not None:
-            return Image.fromarray(cached)
+            return DecodedImage(cached)
         try:
             image = self.read(image_id)
         except UnreadableImageError as error:
@@ -109,7 +110,7 @@ class ImageDataset(Configurable, ClassyDataset, ABC):
             log.warning("%s; the next readable image takes its place.", error)
             return None
         if self.cache_in_memory:
-            self._cache[image_id] = np.array(image)
+            self._cache[image_id] = pixels_of(image)
         return image
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from classy_vision.dataset import register_dataset
 from PIL import Image
 
 from pirl_plugin.data.datasets import ImageDataset
+from pirl_plugin.data.decoded import DecodedImage
 from pirl_plugin.data.scenes_drawing import SceneObject, paint_scene, plan_scene
 from pirl_plugin.data.scenes_shapes import SHAPES
 from pirl_plugin.schema import Fraction, NonNegativeInt, PositiveInt, checked
@@ -63,7 +64,7 @@ class GeneratedScenes(ImageDataset):
     def read(self, image_id: int) -> Image.Image:
         """See ``ImageDataset.read``; a drawn image is always readable."""
         objects, rng = self._scene(image_id)
-        return Image.fromarray(paint_scene(rng, objects, self.size, self.typicality))
+        return DecodedImage(paint_scene(rng, objects, self.size, self.typicality))
 
     def file_name(self, image_id: int) -> str:
         """See ``ImageDataset.file_name``."""

@@ -103,8 +103,8 @@ class ImageAndJigsawPatches(ImageView):
             boxes = boxes[self._draw_order(len(boxes), rng)]
         pixels = crop_resize(image, box, self.jigsaw_size, self.fast)
         if self.rotate_crop:
-            pixels = np.rot90(pixels, int(rng.integers(4)))
-        patches = cut_patches(pixels[:, ::-1] if flipped else pixels, boxes)
+            pixels = np.rot90(pixels, int(rng.integers(4)), axes=(1, 2))
+        patches = cut_patches(pixels[..., ::-1] if flipped else pixels, boxes)
         return torch.from_numpy(apply_programs(patches, programs, self.fast))
 
     def _draw_order(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
@@ -180,5 +180,5 @@ class JigsawPuzzle(PhotometricTransform):
             patches = apply_programs(cut_patches(pixels, boxes), programs, self.fast)
         else:
             crop = apply_programs(pixels[None], draw_programs(self.photometric, 1, rng), self.fast)[0]
-            patches = np.ascontiguousarray(cut_patches(crop.transpose(1, 2, 0), boxes).transpose(0, 3, 1, 2))
+            patches = cut_patches(crop, boxes)
         return {"patches": torch.from_numpy(patches), "permutation": torch.tensor(chosen)}

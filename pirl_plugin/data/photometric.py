@@ -199,7 +199,7 @@ def apply_program(image: ByteArray, program: Programs) -> ByteArray:
     Raises:
         ValueError: an unknown operation code.
     """
-    view = Image.fromarray(image)
+    view = Image.fromarray(np.ascontiguousarray(image))
     for code, strength in program.tolist():
         view = _APPLY[Operation(int(code))](view, strength)
     return np.array(view)
@@ -209,13 +209,13 @@ def apply_programs(images: ByteArray, programs: Programs) -> ByteArray:
     """``apply_program`` of each image, channels first, as the networks want it.
 
     Args:
-        images: ``(N, H, W, 3)`` uint8.
+        images: ``(N, 3, H, W)`` uint8.
         programs: ``(N, num_operations, 2)`` float32.
 
     Returns:
         ``(N, 3, H, W)`` uint8, contiguous.
     """
-    views = np.empty((len(images), 3, *images.shape[1:3]), dtype=np.uint8)
-    for view, image, program in zip(views, images, programs, strict=True):
+    views = np.empty(images.shape, dtype=np.uint8)
+    for view, image, program in zip(views, images.transpose(0, 2, 3, 1), programs, strict=True):
         view[:] = apply_program(image, program).transpose(2, 0, 1)
     return views

@@ -273,24 +273,21 @@ def _apply(view: Any, height: int, width: int, code: int, strength: Any, scratch
 
 
 @_compiled
-def _run(images: Any, programs: Any, views: Any) -> None:
-    """Interprets ``programs (N, P, 2)`` over ``images (N, H, W, 3)`` into ``views (N, 3, H, W)``."""
-    height, width = images.shape[1:3]
+def _run(views: Any, programs: Any) -> None:
+    """Interprets ``programs (N, P, 2)`` over ``views (N, 3, H, W)``, in place."""
+    height, width = views.shape[2:]
     scratch = np.empty(height * width, np.uint8)
-    for n in range(len(images)):
+    for n in range(len(views)):
         view = views[n].reshape(3, height * width)
-        pixels = images[n].reshape(height * width, 3)
-        for i in range(height * width):
-            view[0, i], view[1, i], view[2, i] = pixels[i, 0], pixels[i, 1], pixels[i, 2]
         for k in range(programs.shape[1]):
             _apply(view, height, width, int(programs[n, k, 0]), programs[n, k, 1], scratch)
 
 
 def apply_programs(images: ByteArray, programs: Programs, fast: bool = True) -> ByteArray:
-    """Applies a program to each image and brings the channels to the front.
+    """Applies a program to each image.
 
     Args:
-        images: ``(N, H, W, 3)`` uint8.
+        images: ``(N, 3, H, W)`` uint8; left as they are.
         programs: ``(N, num_operations, 2)`` float32.
         fast: the compiled path, where numba is installed; otherwise, or if false, Pillow.
 
@@ -302,8 +299,6 @@ def apply_programs(images: ByteArray, programs: Programs, fast: bool = True) -> 
     """
     if not (fast and FUSED_AVAILABLE):
         return photometric.apply_programs(images, programs)
-    images = np.ascontiguousarray(images).view()
-    images.flags.writeable = False  # Pillow's arrays are read-only anyway; one kind means one compilation
-    views = np.empty((len(images), 3, *images.shape[1:3]), dtype=np.uint8)
-    _run(images, np.ascontiguousarray(programs, dtype=np.float32), views)
+    views = np.array(images, order="C")
+    _run(views, np.ascontiguousarray(programs, dtype=np.float32))
     return views

@@ -76,14 +76,14 @@ def cut_patches(image: ByteArray, boxes: IntArray) -> ByteArray:
     """Copies the boxes out of an image.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
+        image: ``(3, H, W)`` uint8.
         boxes: ``(P, 4)`` left, top, right, bottom, all of one size.
 
     Returns:
-        ``(P, s, s, 3)`` uint8, contiguous.
+        ``(P, 3, s, s)`` uint8, contiguous.
     """
     left, top, right, bottom = boxes[0].tolist()
-    patches = np.empty((len(boxes), bottom - top, right - left, image.shape[2]), dtype=image.dtype)
+    patches = np.empty((len(boxes), len(image), bottom - top, right - left), dtype=image.dtype)
     for patch, (left, top, right, bottom) in zip(patches, boxes.tolist(), strict=True):
-        patch[:] = image[top:bottom, left:right]
+        patch[:] = image[:, top:bottom, left:right]
     return patches
