@@ -2,7 +2,8 @@
 
 A *program* is a float32 array ``(num_operations, 2)`` of rows (operation code, strength), applied from the first row to
 the last. The same program gives the same view on the plain path (here, with Pillow) and on the fast one
-(``photometric_fused``), which is how the fast path is held to the plain one.
+(``photometric_fused``), and on a device in batches (``functional.photometric_batch``), which is how those two are held
+to the plain one.
 
 The default settings are those of VISSL's PIRL configuration: colour jitter in random order, then with p = 0.66 all of
 posterize, sharpness, solarize and autocontrast, then greyscale and a horizontal flip.
@@ -13,35 +14,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from pirl_plugin.functional.operations import Operation
+
 ByteArray = npt.NDArray[np.uint8]
 Programs = npt.NDArray[np.float32]
-
-
-class Operation(IntEnum):
-    """Codes of the operations; the strength's meaning and unit stand behind each.
-
-    The fast path keeps compiled code on disk that knows these numbers: append new ones, never renumber.
-    """
-
-    NONE = 0  # leaves the image as it is
-    BRIGHTNESS = 1  # factor, 1 changes nothing
-    CONTRAST = 2  # factor, 1 changes nothing
-    SATURATION = 3  # factor, 1 changes nothing
-    HUE = 4  # shift in turns of the colour circle, -0.5..0.5
-    POSTERIZE = 5  # bits kept, 1..8
-    SHARPNESS = 6  # factor, 1 changes nothing
-    SOLARIZE = 7  # grey levels from here on are inverted, 0..256
-    AUTOCONTRAST = 8  # no strength
-    EQUALIZE = 9  # no strength
-    GRAYSCALE = 10  # no strength
-    BLUR = 11  # Gaussian blur, sigma in pixels
-    FLIP = 12  # horizontal, no strength
 
 
 @dataclass(frozen=True)
