@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pirl_plugin.rendezvous import fresh_store
+
 _entered = 0
 
 
@@ -165,7 +167,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    place = {"rank": planned_place()[0], "world_size": launched_processes()}
+    store = fresh_store(**place)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, **place) if store is not None else dist.init_process_group(backend)
     try:
         yield
     finally:

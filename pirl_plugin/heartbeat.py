@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pirl_plugin.distributed import collectives_entered
+from pirl_plugin.distributed import collectives_entered, gather_objects
 
 LOST = 76
 """Exit code of a process that ends because another one of its run is gone."""
@@ -185,10 +186,11 @@ def watched(patience: float, on_loss: Callable[[str], None]) -> Iterator[Heartbe
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield None
         return
-    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    # not torchrun's number of restarts: each machine counts those that began on it
+    start = gather_objects(uuid.uuid4().hex)[0]
     server = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     client = dist.TCPStore(*server, is_master=False, timeout=timedelta(seconds=15), wait_for_workers=False)
-    store = dist.PrefixStore(f"pirl_plugin/{attempt}", client)
+    store = dist.PrefixStore(f"pirl_plugin/heartbeat/{start}", client)
     heartbeat = Heartbeat(store, dist.get_rank(), dist.get_world_size(), patience, on_loss=on_loss)
     heartbeat.start()
     try:
