@@ -20,11 +20,11 @@ from PIL import Image
 import pirl_plugin  # noqa: F401  (registers all components)
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
-from pirl_plugin.benchmarks.linear import Linear
-from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, Protocol
-from pirl_plugin.benchmarks.linear_streamed import Plan, StreamedProbes
-from pirl_plugin.benchmarks.linear_targets import Outcome, Targets
-from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.benchmark import Linear
+from pirl_plugin.benchmarks.linear.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.protocols import PROTOCOLS, Protocol
+from pirl_plugin.benchmarks.linear.streamed import Plan, StreamedProbes
+from pirl_plugin.benchmarks.linear.targets import Outcome, Targets
 from pirl_plugin.registry import build
 
 SIZE = 16

@@ -18,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from pirl_plugin.benchmarks import BenchmarkContext, run_benchmark
 from pirl_plugin.benchmarks.features import extract, grid_pool
 from pirl_plugin.benchmarks.knn import KNN
-from pirl_plugin.benchmarks.linear import Linear
-from pirl_plugin.benchmarks.linear_cached import converged_scores
-from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, equally_spaced
-from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
+from pirl_plugin.benchmarks.linear.benchmark import Linear
+from pirl_plugin.benchmarks.linear.cached import converged_scores
+from pirl_plugin.benchmarks.linear.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
+from pirl_plugin.benchmarks.linear.protocols import PROTOCOLS, equally_spaced
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.data.views import EvalView
 from pirl_plugin.models import ResNetTrunk, SSLModel

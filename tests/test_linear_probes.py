@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS, Protocol, equally_spaced
-from pirl_plugin.benchmarks.linear_targets import held_out_mask, mean_loss
-from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.protocols import PROTOCOLS, Protocol, equally_spaced
+from pirl_plugin.benchmarks.linear.targets import held_out_mask, mean_loss
 
 CHANNELS, POSITIONS, CLASSES, BATCH = 3, 4, 5, 8
 DIMS = CHANNELS * POSITIONS

@@ -19,13 +19,13 @@ from torch import nn
 
 from pirl_plugin.benchmarks.average_precision import average_precision
 from pirl_plugin.benchmarks.context import BenchmarkContext
-from pirl_plugin.benchmarks.linear import Linear
-from pirl_plugin.benchmarks.linear_protocols import PROTOCOLS
-from pirl_plugin.benchmarks.linear_streamed import StreamedProbes
-from pirl_plugin.benchmarks.linear_targets import Targets
-from pirl_plugin.benchmarks.linear_watch import say_memory
-from pirl_plugin.benchmarks.logistic import fit_logistic
-from pirl_plugin.benchmarks.probes import GridPoint
+from pirl_plugin.benchmarks.linear.benchmark import Linear
+from pirl_plugin.benchmarks.linear.logistic import fit_logistic
+from pirl_plugin.benchmarks.linear.probes import GridPoint
+from pirl_plugin.benchmarks.linear.protocols import PROTOCOLS
+from pirl_plugin.benchmarks.linear.streamed import StreamedProbes
+from pirl_plugin.benchmarks.linear.targets import Targets
+from pirl_plugin.benchmarks.linear.watch import say_memory
 from pirl_plugin.benchmarks.training import LabelledBatches, augmented_view
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.registry import build
@@ -458,7 +458,7 @@ def test_progress_names_stage_epoch_and_accuracy(caplog, monkeypatch):
     assert lines[1].startswith("Training, epoch 2 of 2: conv1 loss ")
     assert "top-1" in lines[1]
     assert len(lines) == 2
-    monkeypatch.setattr("pirl_plugin.benchmarks.linear_streamed._LONG_EPOCH", 20)
+    monkeypatch.setattr("pirl_plugin.benchmarks.linear.streamed._LONG_EPOCH", 20)
     caplog.clear()
     with caplog.at_level(logging.INFO, "pirl_plugin"):
         kept(one, plan(small_batches("paper", 2), num_epochs=1))

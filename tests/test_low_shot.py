@@ -11,8 +11,8 @@ from svm_pictures import Pictures, context
 
 from pirl_plugin.benchmarks import VOC07LowShotSVM, run_benchmark
 from pirl_plugin.benchmarks.average_precision import average_precision
-from pirl_plugin.benchmarks.low_shot_samples import draw_low_shot, sample_generator
-from pirl_plugin.benchmarks.svm import COSTS as PUBLISHED_COSTS
+from pirl_plugin.benchmarks.svm.grid import COSTS as PUBLISHED_COSTS
+from pirl_plugin.benchmarks.svm.low_shot_samples import draw_low_shot, sample_generator
 from pirl_plugin.schema import ConfigError
 
 COSTS = [0.01, 1.0, 100.0]

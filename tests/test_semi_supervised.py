@@ -20,10 +20,10 @@ from PIL import Image
 from torch import nn
 
 from pirl_plugin.benchmarks import BenchmarkContext, SemiSupervised, run_benchmark
-from pirl_plugin.benchmarks.finetuning import Classifier, FineTuning, make_optimizer
-from pirl_plugin.benchmarks.finetuning_recipes import RECIPES, Recipe, changed_numbers, changed_recipe, published_recipe
-from pirl_plugin.benchmarks.semi_supervised import LIST_NAME, STATE_NAME, fitting_batch
-from pirl_plugin.benchmarks.subsets import random_ids
+from pirl_plugin.benchmarks.finetuning.recipes import RECIPES, Recipe, changed_numbers, changed_recipe, published_recipe
+from pirl_plugin.benchmarks.finetuning.semi_supervised import LIST_NAME, STATE_NAME, fitting_batch
+from pirl_plugin.benchmarks.finetuning.subsets import random_ids
+from pirl_plugin.benchmarks.finetuning.training import Classifier, FineTuning, make_optimizer
 from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_view
 from pirl_plugin.data.datasets import ImageFolder
 from pirl_plugin.data.generated_scenes import GeneratedScenes
@@ -349,7 +349,7 @@ def named(tmp_path: Path, **arguments: Any) -> str:
 def test_the_protocols_name_has_a_star_for_everything_that_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(FineTuning, "__init__", lambda self, *a: setattr(self, "losses", [0.0]))
     monkeypatch.setattr(FineTuning, "run", lambda self, *a: Classifier(build("model", TRUNK), 8, 0).eval())
-    monkeypatch.setattr("pirl_plugin.benchmarks.semi_supervised.fitting_batch", lambda recipe, *a: recipe)
+    monkeypatch.setattr("pirl_plugin.benchmarks.finetuning.semi_supervised.fitting_batch", lambda recipe, *a: recipe)
     assert named(tmp_path, fraction=0.1) == "paper"
     assert named(tmp_path, fraction=0.1, protocol="swav") == "swav"
     assert named(tmp_path, fraction=0.1, trunk_lr=0.01) == "paper"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pirl_plugin.benchmarks.svm_problem import SVMSettings
+from pirl_plugin.benchmarks.svm.problem import SVMSettings
 from pirl_plugin.data.reading import read_image
 from pirl_plugin.speed import svm, views
 from pirl_plugin.speed.measuring import Settings

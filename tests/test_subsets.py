@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pirl_plugin.benchmarks.subsets import balanced_ids, listed_ids, random_ids, write_names
+from pirl_plugin.benchmarks.finetuning.subsets import balanced_ids, listed_ids, random_ids, write_names
 from pirl_plugin.data.generated_scenes import GeneratedScenes
 
 LABELS = np.repeat(np.arange(4), (50, 5, 100, 45))[np.random.default_rng(0).permutation(200)]

@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
-from pirl_plugin.benchmarks import svm_liblinear
-from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, nearest_to_one, solve, stratified_folds
-from pirl_plugin.benchmarks.svm_problem import Problem, SVMSettings, triangular
+from pirl_plugin.benchmarks.svm import liblinear as svm_liblinear
+from pirl_plugin.benchmarks.svm.grid import COSTS, choose_costs, cross_validate, nearest_to_one, solve, stratified_folds
+from pirl_plugin.benchmarks.svm.problem import Problem, SVMSettings, triangular
 
 HERE = SVMSettings("liblinear", num_jobs=1)
 real = svm_liblinear.fit

@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
 
-from pirl_plugin.benchmarks import svm_newton
-from pirl_plugin.benchmarks.svm import COSTS, cross_validate, solve
-from pirl_plugin.benchmarks.svm_problem import Problem, SVMSettings
+from pirl_plugin.benchmarks.svm import newton as svm_newton
+from pirl_plugin.benchmarks.svm.grid import COSTS, cross_validate, solve
+from pirl_plugin.benchmarks.svm.problem import Problem, SVMSettings
 from pirl_plugin.functional.squared_hinge import minimize_by_gram, minimize_together
 from pirl_plugin.speed.svm import SPECTRA, Sizes, make_task, run
 

@@ -17,8 +17,8 @@ from sklearn.svm import LinearSVC
 from svm_pictures import Pictures, context
 
 from pirl_plugin.benchmarks import VOC07SVM, run_benchmark
-from pirl_plugin.benchmarks.svm import COSTS
-from pirl_plugin.benchmarks.svm_data import multi_labels, normalized
+from pirl_plugin.benchmarks.svm.data import multi_labels, normalized
+from pirl_plugin.benchmarks.svm.grid import COSTS
 from pirl_plugin.data.squashed_view import SquashedView
 from pirl_plugin.records import read_records
 from pirl_plugin.schema import ConfigError

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pirl_plugin.benchmarks.average_precision import average_precision
-from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, solve
-from pirl_plugin.benchmarks.svm_problem import Floats, Ints, Problem, SVMSettings
+from pirl_plugin.benchmarks.svm.grid import COSTS, choose_costs, cross_validate, solve
+from pirl_plugin.benchmarks.svm.problem import Floats, Ints, Problem, SVMSettings
 from pirl_plugin.speed.measuring import Row, Settings, Work, less, seconds_of
 
 SPECTRA = {"slowly": 0.3, "quickly": 1.5}  # how they decay: the k-th variance is as k to the power of minus this

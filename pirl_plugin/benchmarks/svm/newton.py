@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pirl_plugin.benchmarks.svm_problem import (
+from pirl_plugin.benchmarks.svm.problem import (
     CLASS_WEIGHT,
     Floats,
     Problem,

@@ -13,11 +13,11 @@ from annotated_types import Ge, Len
 
 from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.low_shot_samples import Negatives, draw_low_shot, sample_generator
-from pirl_plugin.benchmarks.svm import COSTS, cross_validate, nearest_to_one, solve
-from pirl_plugin.benchmarks.svm_data import SVMData, changes_of, percent, squashed_view
-from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
-from pirl_plugin.benchmarks.voc07_svm import METRICS, Layer
+from pirl_plugin.benchmarks.svm.data import SVMData, changes_of, percent, squashed_view
+from pirl_plugin.benchmarks.svm.grid import COSTS, cross_validate, nearest_to_one, solve
+from pirl_plugin.benchmarks.svm.low_shot_samples import Negatives, draw_low_shot, sample_generator
+from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
+from pirl_plugin.benchmarks.svm.voc07 import METRICS, Layer
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
-from pirl_plugin.benchmarks.finetuning_recipes import Recipe
+from pirl_plugin.benchmarks.finetuning.recipes import Recipe
 from pirl_plugin.benchmarks.training import LabelledBatches, average_gradients
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards

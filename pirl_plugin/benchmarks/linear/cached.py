@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import Features, extract
-from pirl_plugin.benchmarks.linear_protocols import Protocol
-from pirl_plugin.benchmarks.linear_targets import Outcome, Targets, metrics_of
-from pirl_plugin.benchmarks.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
-from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.logistic import Standardizer, choose_l2, fit_logistic, held_out_parts
+from pirl_plugin.benchmarks.linear.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.protocols import Protocol
+from pirl_plugin.benchmarks.linear.targets import Outcome, Targets, metrics_of
 from pirl_plugin.models.trunks import LAYERS
 
 _SMALL_SET = 10_000  # up to here 5-fold cross-validation chooses the penalty, above it one tenth of the images does

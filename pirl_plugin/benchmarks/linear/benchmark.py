@@ -12,8 +12,9 @@ from annotated_types import Interval, Len
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.changes import Changes, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.linear_cached import fit_by_sgd, fit_to_convergence
-from pirl_plugin.benchmarks.linear_protocols import (
+from pirl_plugin.benchmarks.linear.cached import fit_by_sgd, fit_to_convergence
+from pirl_plugin.benchmarks.linear.probes import GridPoint
+from pirl_plugin.benchmarks.linear.protocols import (
     IMAGE_SIZE,
     PROTOCOLS,
     SCHEDULE_OF_CLASSES,
@@ -21,9 +22,8 @@ from pirl_plugin.benchmarks.linear_protocols import (
     Schedule,
     equally_spaced,
 )
-from pirl_plugin.benchmarks.linear_streamed import Plan, StreamedProbes
-from pirl_plugin.benchmarks.linear_targets import Outcome, Targets
-from pirl_plugin.benchmarks.probes import GridPoint
+from pirl_plugin.benchmarks.linear.streamed import Plan, StreamedProbes
+from pirl_plugin.benchmarks.linear.targets import Outcome, Targets
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from pirl_plugin.benchmarks.svm_problem import (
+from pirl_plugin.benchmarks.svm.problem import (
     CLASS_WEIGHT,
     Floats,
     Problem,

@@ -14,9 +14,9 @@ from annotated_types import Ge, Len
 from pirl_plugin.benchmarks.average_precision import Rule
 from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.svm import COSTS, choose_costs, cross_validate, solve
-from pirl_plugin.benchmarks.svm_data import SVMData, changes_of, percent, squashed_view
-from pirl_plugin.benchmarks.svm_problem import Floats, Problem, SolverName, SVMSettings
+from pirl_plugin.benchmarks.svm.data import SVMData, changes_of, percent, squashed_view
+from pirl_plugin.benchmarks.svm.grid import COSTS, choose_costs, cross_validate, solve
+from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked

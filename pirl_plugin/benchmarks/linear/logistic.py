@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pirl_plugin.benchmarks.linear_targets import mean_loss
+from pirl_plugin.benchmarks.linear.targets import mean_loss
 
 _MOST_AXES = 4096  # above it finding the principal axes takes longer than it saves
 

@@ -14,7 +14,7 @@ from pirl_plugin.benchmarks.average_precision import Rule, average_precisions
 from pirl_plugin.benchmarks.changes import Changes, changes
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import Features, extract
-from pirl_plugin.benchmarks.svm_problem import Floats, triangular
+from pirl_plugin.benchmarks.svm.problem import Floats, triangular
 
 Labels = npt.NDArray[np.int8]
 

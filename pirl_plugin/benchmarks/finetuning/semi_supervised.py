@@ -17,9 +17,9 @@ from pirl_plugin import distributed
 from pirl_plugin.benchmarks.changes import changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import class_labels, number_of_classes
-from pirl_plugin.benchmarks.finetuning import FineTuning
-from pirl_plugin.benchmarks.finetuning_recipes import Recipe, changed_numbers, changed_recipe, published_recipe
-from pirl_plugin.benchmarks.subsets import Ids, balanced_ids, listed_ids, random_ids, write_names
+from pirl_plugin.benchmarks.finetuning.recipes import Recipe, changed_numbers, changed_recipe, published_recipe
+from pirl_plugin.benchmarks.finetuning.subsets import Ids, balanced_ids, listed_ids, random_ids, write_names
+from pirl_plugin.benchmarks.finetuning.training import FineTuning
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
 from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_view, predict
 from pirl_plugin.registry import register_benchmark

@@ -15,11 +15,11 @@ from torch import Tensor
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import POOLINGS, pooled_features
-from pirl_plugin.benchmarks.linear_protocols import Protocol
-from pirl_plugin.benchmarks.linear_state import SavedState
-from pirl_plugin.benchmarks.linear_targets import Metrics, Outcome, Targets, held_out_mask, metrics_of
-from pirl_plugin.benchmarks.linear_watch import Running, best_index, diverged, say_memory, say_where_at_the_end
-from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.protocols import Protocol
+from pirl_plugin.benchmarks.linear.state import SavedState
+from pirl_plugin.benchmarks.linear.targets import Metrics, Outcome, Targets, held_out_mask, metrics_of
+from pirl_plugin.benchmarks.linear.watch import Running, best_index, diverged, say_memory, say_where_at_the_end
 from pirl_plugin.benchmarks.top_k import top_k_credits
 from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_view, rows_of_images
 from pirl_plugin.models.normalize import Normalize

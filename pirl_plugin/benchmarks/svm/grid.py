@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pirl_plugin.benchmarks.average_precision import average_precision
-from pirl_plugin.benchmarks.svm_liblinear import liblinear
-from pirl_plugin.benchmarks.svm_newton import newton
-from pirl_plugin.benchmarks.svm_problem import Floats, Ints, Problem, Progress, Solution, SVMSettings
+from pirl_plugin.benchmarks.svm.liblinear import liblinear
+from pirl_plugin.benchmarks.svm.newton import newton
+from pirl_plugin.benchmarks.svm.problem import Floats, Ints, Problem, Progress, Solution, SVMSettings
 
 Solver = Callable[[Floats, Sequence[Problem], SVMSettings, Progress, str], Iterator[Solution]]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pirl_plugin import distributed
-from pirl_plugin.benchmarks.linear_protocols import Protocol
-from pirl_plugin.benchmarks.linear_targets import mean_loss
+from pirl_plugin.benchmarks.linear.protocols import Protocol
+from pirl_plugin.benchmarks.linear.targets import mean_loss
 from pirl_plugin.benchmarks.training import average_gradients
 
 _EPS = 1e-5
@@ -93,7 +93,7 @@ class ProbeGrid:
 
         Args:
             x: features of this process's part of the global batch, ``(B, D)``; all parts are of equal size.
-            targets: see ``linear_targets.mean_loss``.
+            targets: see ``targets.mean_loss``.
             lr_factor: what the learning rates are multiplied by.
 
         Returns:

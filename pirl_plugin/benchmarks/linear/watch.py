@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pirl_plugin import distributed
-from pirl_plugin.benchmarks.linear_protocols import Protocol
-from pirl_plugin.benchmarks.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.probes import GridPoint, ProbeGrid
+from pirl_plugin.benchmarks.linear.protocols import Protocol
 from pirl_plugin.records import memory_gib
 
 log = logging.getLogger(__name__)
