@@ -167,10 +167,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
-    place = {"rank": planned_place()[0], "world_size": launched_processes()}
-    store = fresh_store(**place)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, **place) if store is not None else dist.init_process_group(backend)
+    place, size = planned_place()
+    store, backend = fresh_store(place, size), "nccl" if device.type == "cuda" else "gloo"
+    if store is None:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=store, rank=place, world_size=size)
     try:
         yield
     finally:

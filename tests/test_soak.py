@@ -117,6 +117,16 @@ def test_a_rank_that_comes_to_harm_takes_the_other_down(starter: Starter, tmp_pa
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 13))
 
 
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_run_again_and_it_ends_in_the_same_bits(starter: Starter, tmp_path: Path) -> None:
+    """``--max-restarts``: the processes that it starts again must not look for those that are dead."""
+    made = starter.start(ranks.arguments_of(tmp_path / "whole", 3, 45.0, None, 1), tmp_path / "log", ranks=2)
+    assert made.wait() == [0, 0], made.said()
+    _, wrong = ranks.restarted_by_torchrun(tmp_path / "run", 3, 45.0, 5)
+    assert wrong == []
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     run_dir, others = corrupt.prepare(tmp_path)
     found, wrong = corrupt.survey(run_dir, others, 28, 0)

@@ -3,14 +3,17 @@
     python tests/soak/ranks.py --times 10
 
 Each time two processes train, one of them comes to harm at a random step, and all must have ended by themselves within
-a minute, naming rank and step; the same command then finishes, in the bits of a run that nothing happened to.
+a minute, naming rank and step; the same command then finishes, in the bits of a run that nothing happened to. With the
+kind ``torchrun``, ``torchrun --max-restarts=1`` starts them again, and all the rest happens by itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,6 +80,21 @@ def started_again(starter: Starter, folder: Path, epochs: int, patience: float, 
     return [] if codes == [0, 0] else [f"{how}: started again, it failed: {codes}\n{made.said()[-2000:]}"]
 
 
+def restarted_by_torchrun(folder: Path, epochs: int, patience: float, step: int) -> tuple[float, list[str]]:
+    """One rank is killed; torchrun starts both again, once: seconds that all of it took, and faults."""
+    root = Path(__file__).resolve().parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    command = [*launcher, str(root / "tools" / "train.py"), *arguments_of(folder, epochs, patience, "die", step)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root / "tests")}
+    start = time.monotonic()
+    made = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600, check=False)
+    wrong = [] if made.returncode == 0 else [f"torchrun ended with {made.returncode}: {made.stderr[-3000:]}"]
+    expected = [f"Finished after {3 * epochs} steps", *(["Going on from"] if step > 2 else [])]
+    wrong += [f"nobody said {words!r}: {made.stderr[-3000:]}" for words in expected if made.stderr.count(words) != 1]
+    wrong += [] if (folder / "sabotaged").exists() else ["nobody was killed"]
+    return time.monotonic() - start, wrong
+
+
 def _logs(folder: Path, how: str) -> Path:
     return folder.with_name(f"{folder.name}_{how}_log")
 
@@ -87,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=10, help="of each kind")
     parser.add_argument("--epochs", type=int, default=8, help="of 3 steps")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds without progress")
-    parser.add_argument("--kinds", nargs="+", default=["die", "hang", "freeze", "raise"], choices=list(_EXPECTED))
+    parser.add_argument("--kinds", nargs="+", default=[*_EXPECTED, "torchrun"], choices=[*_EXPECTED, "torchrun"])
     options = parser.parse_args(argv)
     starter, generator, wrong, longest = Starter(), random.Random(0), list[str](), 0.0
     with tempfile.TemporaryDirectory(prefix="pirl_ranks_") as scratch:
@@ -100,12 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             taken = []
             for index in range(options.times):
                 step, folder = generator.randrange(3, 3 * options.epochs - 1), Path(scratch) / f"{how}{index}"
-                settings = (folder, options.epochs, options.patience, how, step)
-                seconds, faults = harm(starter, *settings)
+                settings = (folder, options.epochs, options.patience)
+                if how == "torchrun":
+                    seconds, faults = restarted_by_torchrun(*settings, step)
+                else:
+                    seconds, faults = harm(starter, *settings, how, step)
+                    faults = faults or started_again(starter, *settings, how, step)
                 taken.append(seconds)
-                wrong += faults or started_again(starter, *settings) or differences(whole, folder)
-            longest = max(longest, *taken)
-            print(f"{how}: {options.times} times, all ended after {min(taken):.0f} to {max(taken):.0f} s", flush=True)
+                wrong += faults or differences(whole, folder)
+            if how != "torchrun":
+                longest = max(longest, *taken)
+            what = "finished by itself" if how == "torchrun" else "all ended"
+            print(f"{how}: {options.times} times, {what} after {min(taken):.0f} to {max(taken):.0f} s", flush=True)
     print(f"longest {longest:.0f} s; {len(wrong)} faults")
     for line in wrong[:10]:
         print("  " + line)
