@@ -35,7 +35,7 @@ def orders(draws: int, **settings: Any) -> set[tuple[int, ...]]:
     cells = np.kron(np.arange(9, dtype=np.uint8).reshape(3, 3) * 20, np.ones((4, 4), np.uint8))
     image, view = Image.fromarray(np.stack([cells] * 3, axis=2)), ImageAndJigsawPatches(**SETTINGS, **settings)
     rng = np.random.default_rng(0)
-    return {tuple((view.patches(image, rng)[:, 0, 2, 2] // 20).tolist()) for _ in range(draws)}
+    return {tuple((view.patches(image, rng)["patches"][:, 0, 2, 2] // 20).tolist()) for _ in range(draws)}
 
 
 def test_the_orders_are_those_of_the_set():

@@ -234,7 +234,7 @@ def test_image_and_rotation_are_independent_crops():
     transform = ImageAndRotation(image_size=16)
     for seed in range(8):
         views, rng = transform(picture(), generator(seed)), generator(seed)
-        first, second = (transform.image_view(picture(), rng) for _ in range(2))
+        first, second = (transform.image_view(picture(), rng)["image"] for _ in range(2))
         assert torch.equal(views["image"], first)
         assert torch.equal(views["rotated"].rot90(-views["rotation"].item(), dims=(1, 2)), second)
         assert not torch.equal(first, second)

@@ -18,6 +18,7 @@ from pirl_plugin.benchmarks.paired_features import IMAGE, IMAGE_ITSELF, TRUNK, c
 from pirl_plugin.benchmarks.rankme import sample
 from pirl_plugin.benchmarks.training import Part
 from pirl_plugin.functional.invariance import PairDistances, pair_distances
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.models.ssl_model import is_pixels
 from pirl_plugin.registry import build, completed, register_benchmark
 from pirl_plugin.report.invariance_figure import draw_invariance
@@ -114,13 +115,16 @@ class Invariance(Benchmark):
 
 
 def transform_for(context: BenchmarkContext, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Configuration of the transform, with all defaults: the given one, the pretraining's, or PIRL's."""
-    if given is not None:
-        return completed("transform", given)
+    """Configuration of the transform, with all defaults: the given one, the pretraining's, or PIRL's.
+
+    Where a pretraining had its views coloured is left out: it changes no pixel, and shall not tell results apart.
+    """
     own = context.pretraining.get("transform")
-    if own and transformed_views(own) != [IMAGE]:
-        return completed("transform", own)
-    return completed("transform", jigsaw_at(context.image_size))
+    if given is not None:
+        chosen = given
+    else:
+        chosen = own if own and transformed_views(own) != [IMAGE] else jigsaw_at(context.image_size)
+    return {key: value for key, value in completed("transform", chosen).items() if key != "colours"}
 
 
 def jigsaw_at(size: int) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def jigsaw_at(size: int) -> dict[str, Any]:
 
 def transformed_views(config: Mapping[str, Any]) -> list[str]:
     """Names of a transform's views that show a transformed image; pretexts also give answers, such as a rotation."""
-    views = build("transform", config)(Image.new("RGB", (64, 64)), np.random.default_rng(0))
+    views = coloured(build("transform", config)(Image.new("RGB", (64, 64)), np.random.default_rng(0)))
     return [name for name, view in views.items() if name != IMAGE and is_pixels(view)] or [IMAGE]
 
 

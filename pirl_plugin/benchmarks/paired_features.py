@@ -16,6 +16,7 @@ from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import EMBEDDING
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.loading import KeyedViews, WithUnreadable, make_loader
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.ssl_model import main_embedding
 from pirl_plugin.registry import build
@@ -32,7 +33,7 @@ class ImageAndTransformed:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
         """All views of one image; the generator is the transform's alone."""
-        transformed = self.transform(image, rng)
+        transformed = coloured(self.transform(image, rng))
         return {IMAGE_ITSELF: self.evaluation(image, rng)[IMAGE], **{name: transformed[name] for name in self.views}}
 
 

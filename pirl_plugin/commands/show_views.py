@@ -16,6 +16,7 @@ from PIL import Image
 from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.running import exit_code, log_to
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.registry import build
 from pirl_plugin.report.views_figure import PICTURE, WORDS, draw_views, in_words
 
@@ -76,7 +77,7 @@ def _views(config: Mapping[str, Any], rows: int) -> tuple[list[dict[str, Any]], 
     chosen = np.linspace(0, len(dataset) - 1, min(rows, len(dataset))).astype(int).tolist()
     originals = [dataset[image_id][0] for image_id in chosen]
     samples = [  # seeded as in training, epoch 0
-        transform(image, np.random.default_rng([config["seed"], 0, image_id]))
+        coloured(transform(image, np.random.default_rng([config["seed"], 0, image_id])))
         for image, image_id in zip(originals, chosen, strict=True)
     ]
     return samples, originals, len(dataset)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pirl_plugin.functional.pending_colours import program_name
 from pirl_plugin.registry import Configurable, register_collator
 
 Sample = tuple[dict[str, Tensor], int]
 
 
 def stack_views(samples: Sequence[Sample], names: Sequence[str]) -> dict[str, Any]:
-    """Stacks the named views, batch first.
+    """Stacks the named views, batch first; the program of a view that is still to be coloured goes with it.
 
     Args:
         samples: pairs of views, each a tensor, and the image's id.
@@ -29,7 +30,8 @@ def stack_views(samples: Sequence[Sample], names: Sequence[str]) -> dict[str, An
     if not samples:
         raise ValueError("A batch needs at least one sample, got none.")
     stacked = {}
-    for name in names:
+    programs = [program_name(name) for name in names]
+    for name in dict.fromkeys([*names, *(name for name in programs if name in samples[0][0])]):
         for views, image_id in samples:
             if name not in views:
                 have = ", ".join(views) or "none"

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from classy_vision.dataset.transforms import register_transform
 from PIL import Image
-from torch import Tensor
 
-from pirl_plugin.data.views import AreaRange, ImageView, PositiveRange
+from pirl_plugin.data.views import AreaRange, ImageView, PositiveRange, Views
 from pirl_plugin.schema import Fraction, NonNegativeFloat, PositiveInt, checked
 
 # Principal components of ImageNet's colours, R, G, B, for values in [0, 1] (Krizhevsky et al. 2012; numbers of the
@@ -22,7 +21,8 @@ _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140]
 class Goyal19View(ImageView):
     """A crop, flipped, its colours jittered and its light shifted: ``{"image": (3, S, S)}`` uint8 (Goyal et al. 2019).
 
-    Their code works on floats; here the view is rounded to bytes after each operation.
+    Their code works on floats; here the view is rounded to bytes after each operation. The light is shifted last, which
+    is why there is no ``colours: device``.
 
     Args:
         image_size: side S of the view, pixels.
@@ -60,9 +60,9 @@ class Goyal19View(ImageView):
         )
         self.lighting = lighting
 
-    def image_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """One augmented crop, ``(3, S, S)`` uint8."""
-        view = super().image_view(image, rng)
+    def image_view(self, image: Image.Image, rng: np.random.Generator, name: str = "image") -> Views:
+        """One augmented crop, ``{name: (3, S, S)}`` uint8."""
+        view = super().image_view(image, rng, name)[name]
         shift = 255 * _EIGENVECTORS @ (_EIGENVALUES * rng.normal(0.0, self.lighting, 3))
         shifted = view.float() + torch.from_numpy(shift).float().view(3, 1, 1)
-        return shifted.round().clamp(0, 255).to(torch.uint8)
+        return {name: shifted.round().clamp(0, 255).to(torch.uint8)}

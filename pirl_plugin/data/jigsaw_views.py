@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from classy_vision.dataset.transforms import register_transform
 from PIL import Image
-from torch import Tensor
 
 from pirl_plugin.data.crops import crop_resize, draw_crop_box, draw_resized_crop_box
 from pirl_plugin.data.permutation_sets import permutation_set
@@ -90,10 +89,10 @@ class ImageAndJigsawPatches(ImageView):
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
         """``{"image": (3, S, S), "patches": (grid**2, 3, s, s)}``; without a generator, torch's state decides."""
         rng = generator_or_torch(rng)
-        return {"image": self.image_view(image, rng), "patches": self.patches(image, rng)}
+        return {**self.image_view(image, rng), **self.patches(image, rng)}
 
-    def patches(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Augmented patches of one crop, ``(grid**2, 3, s, s)`` uint8, in shuffled order."""
+    def patches(self, image: Image.Image, rng: np.random.Generator) -> Views:
+        """Augmented patches of one crop, ``{"patches": (grid**2, 3, s, s)}`` uint8, in shuffled order."""
         box = draw_crop_box(*image.size, self.jigsaw_scale, self.image_ratio, rng)
         flipped = rng.random() < self.crop_flip_probability
         offsets = draw_offsets(self.jigsaw_size, self.grid, self.patch_size, rng)
@@ -105,7 +104,7 @@ class ImageAndJigsawPatches(ImageView):
         if self.rotate_crop:
             pixels = np.rot90(pixels, int(rng.integers(4)), axes=(1, 2))
         patches = cut_patches(pixels[..., ::-1] if flipped else pixels, boxes)
-        return torch.from_numpy(apply_programs(patches, programs, self.fast))
+        return self.view("patches", patches, programs)
 
     def _draw_order(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
         if self.permutations is None:
@@ -132,12 +131,13 @@ class JigsawPuzzle(PhotometricTransform):
         jigsaw_ratio: range of that random crop's width / height.
         patch_size: side s of a patch, pixels; at most ``jigsaw_size // grid``.
         grid: patches per side, at most 3.
-        colours_of: what is flipped and recoloured as one: the whole ``crop`` before it is cut, or each ``patch``.
+        colours_of: what is flipped and recoloured as one: the whole ``crop`` before it is cut, or each ``patch``. With
+            ``colours: device`` only the latter: what arrives there is cut already.
         **photometric: see ``PhotometricTransform``.
 
     Raises:
         ValueError: patches that do not fit into their cells, a crop larger than the resized image, more permutations
-            than there are.
+            than there are, colours of the crop on the device.
     """
 
     def __init__(
@@ -158,6 +158,10 @@ class JigsawPuzzle(PhotometricTransform):
         largest_offset(jigsaw_size, grid, patch_size)  # raises where a patch does not fit
         if jigsaw_scale is None and jigsaw_size > resize:
             raise ValueError(f"jigsaw_size must be <= resize = {resize}, got {jigsaw_size}.")
+        if self.colours == "device" and colours_of == "crop":
+            raise ValueError(
+                "colours=device gets patches that are cut already: use colours_of=patch or colours=loader."
+            )
         self.jigsaw_size, self.patch_size, self.grid, self.resize = jigsaw_size, patch_size, grid, resize
         self.jigsaw_scale = None if jigsaw_scale is None else ordered("jigsaw_scale", jigsaw_scale)
         self.jigsaw_ratio = ordered("jigsaw_ratio", jigsaw_ratio)
@@ -177,8 +181,8 @@ class JigsawPuzzle(PhotometricTransform):
         pixels = crop_resize(image, box, self.jigsaw_size, self.fast)
         if self.colours_of == "patch":
             programs = draw_programs(self.photometric, len(boxes), rng)
-            patches = apply_programs(cut_patches(pixels, boxes), programs, self.fast)
+            views = self.view("patches", cut_patches(pixels, boxes), programs)
         else:
             crop = apply_programs(pixels[None], draw_programs(self.photometric, 1, rng), self.fast)[0]
-            patches = cut_patches(crop, boxes)
-        return {"patches": torch.from_numpy(patches), "permutation": torch.tensor(chosen)}
+            views = {"patches": torch.from_numpy(cut_patches(crop, boxes))}
+        return {**views, "permutation": torch.tensor(chosen)}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.datasets import ImageDataset
+from pirl_plugin.functional.pending_colours import coloured
 
 Views = dict[str, torch.Tensor]
 Transform = Callable[[Image.Image, np.random.Generator], Views]
@@ -89,17 +90,27 @@ class GlobalBatchSampler:
 
 
 class KeyedViews:
-    """Samples ``(asked id, views, returned id)`` by key ``(image_id, epoch)``: all that a worker process needs."""
+    """Samples ``(asked id, views, returned id)`` by key ``(image_id, epoch)``: all that a worker process needs.
 
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int = 0) -> None:
+    Args:
+        dataset: the images.
+        transform: ``(RGB image, generator) -> {view: uint8 tensor}``.
+        seed: of the views.
+        with_programs: hand on the programs of views that the transform leaves to be coloured on a device; else they are
+            coloured here.
+    """
+
+    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int = 0, with_programs: bool = False) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.with_programs = with_programs
 
     def __getitem__(self, key: _Key) -> _Sample:
         image_id, epoch = key
         image, returned_id = self.dataset[image_id]
         # The asked id seeds the views: an image that also stands in for an unreadable one does not come twice alike.
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, image_id]))
-        return image_id, self.transform(image, generator), returned_id
+        views = self.transform(image, generator)
+        return image_id, views if self.with_programs else coloured(views), returned_id
 
 
 class SampledViews(ClassyDataset):
@@ -119,6 +130,7 @@ class SampledViews(ClassyDataset):
         prefetch_factor: batches that each worker prepares ahead.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's own.
         accumulate_steps: an epoch's steps are a multiple of it: batches that make one optimiser step.
+        with_programs: see ``KeyedViews``: whoever takes the batches calls ``coloured``.
     """
 
     def __init__(
@@ -133,11 +145,12 @@ class SampledViews(ClassyDataset):
         prefetch_factor: int = 4,
         multiprocessing_context: str | None = None,
         accumulate_steps: int = 1,
+        with_programs: bool = False,
     ) -> None:
         super().__init__(dataset, batch_size, shuffle=True, transform=transform, num_samples=None)
         self.collator, self.seed, self.accumulate_steps = collator, seed, accumulate_steps
         # The loader gets no reference to this object: without a circle, its workers end as soon as it is let go.
-        self.keyed_views = KeyedViews(dataset, transform, seed)
+        self.keyed_views = KeyedViews(dataset, transform, seed, with_programs)
         self.num_workers, self.pin_memory, self.prefetch_factor = num_workers, pin_memory, prefetch_factor
         self.multiprocessing_context = multiprocessing_context
         self._loader: DataLoader[Any] | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from classy_vision.dataset.transforms import register_transform
 from PIL import Image
 
+from pirl_plugin.data.photometric import ByteArray, Programs
 from pirl_plugin.data.views import AreaRange, ImageView, PhotometricTransform, Views, generator_or_torch, ordered
 from pirl_plugin.schema import ConfigError, NonNegativeInt, PositiveInt, check_arguments, checked
 
@@ -60,10 +60,16 @@ class ImageViews(ImageView):
         """See the class; without a generator, torch's global random state decides."""
         rng = generator_or_torch(rng)
         settings = [self.second_photometric if index == 1 else self.photometric for index in range(self.num_views)]
-        large = [self.augmented_crop(image, rng, self.image_size, self.image_scale, one) for one in settings]
+        large = [self.draw_crop(image, rng, self.image_size, self.image_scale, one) for one in settings]
         small = [
-            self.augmented_crop(image, rng, self.crop_size, self.crop_scale, self.photometric)
-            for _ in range(self.num_crops)
+            self.draw_crop(image, rng, self.crop_size, self.crop_scale, self.photometric) for _ in range(self.num_crops)
         ]
-        views = dict(zip(self.view_names, large, strict=True)) if self.view_names else {"image": torch.stack(large)}
-        return {**views, "crops": torch.stack(small)} if small else views
+        crops = self._stacked("crops", small) if small else {}
+        if self.view_names is None:
+            return {**self._stacked("image", large), **crops}
+        named = [self.view(name, *drawn) for name, drawn in zip(self.view_names, large, strict=True)]
+        return {name: view for views in (*named, crops) for name, view in views.items()}
+
+    def _stacked(self, name: str, drawn: Sequence[tuple[ByteArray, Programs]]) -> Views:
+        pixels, programs = zip(*drawn, strict=True)
+        return self.view(name, np.stack(pixels), np.stack(programs))

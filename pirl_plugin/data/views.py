@@ -3,7 +3,7 @@
 A view is a pure function of the image and of the generator's state. uint8 all the way: the model normalises on its
 device. A view is ``(3, H, W)``, or ``(V, 3, H, W)`` for several crops or patches that pass through one head. What a
 pretext must know besides pixels (which rotation, which permutation) stands beside the views under a name of its own, as
-int64 of at most one dimension.
+int64 of at most one dimension; and so do the programs of a view that is to be coloured on a device (``colours``).
 
 A pretext task is one class, put together from four parts: ``draw_crop_box`` and ``crop_resize`` (``crops.py``),
 ``draw_programs`` (``photometric.py``) and ``apply_programs`` (``photometric_fused.py``). Here are the parts of all
@@ -15,7 +15,7 @@ Images of any size go in. One that is smaller than the crop's target size, even 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from pirl_plugin.data.crops import central_crop, crop_resize, draw_crop_box
-from pirl_plugin.data.photometric import PhotometricSettings, draw_programs
+from pirl_plugin.data.photometric import ByteArray, PhotometricSettings, Programs, draw_programs
 from pirl_plugin.data.photometric_fused import apply_programs
+from pirl_plugin.functional.pending_colours import program_name
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
@@ -74,6 +75,10 @@ class PhotometricTransform(Configurable, ClassyTransform):
         flip_probability: of a horizontal flip.
         fast: compiled kernels instead of Pillow, several times sooner: for the colours the same pixels (plain without
             numba), for the resize no grey level further than 1 off.
+        colours: where pixels are coloured and flipped: in the ``loader``'s processes, or on the training's ``device``,
+            in batches. The views are the same to the last bit; ``device`` frees the processors for decoding and crops
+            and pays where a GPU waits for them. Refused where something comes after the colours and the order matters:
+            turned views with a blur, and ``jigsaw_puzzle`` with colours of the whole crop.
 
     Attributes:
         photometric: the settings, to draw programs from.
@@ -94,8 +99,9 @@ class PhotometricTransform(Configurable, ClassyTransform):
         solarize_probability: Fraction = 0.0,
         flip_probability: Fraction = 0.5,
         fast: bool = True,
+        colours: Literal["loader", "device"] = "loader",
     ) -> None:
-        self.fast = fast
+        self.fast, self.colours = fast, colours
         self.photometric = PhotometricSettings(
             brightness=brightness,
             contrast=contrast,
@@ -110,6 +116,13 @@ class PhotometricTransform(Configurable, ClassyTransform):
             solarize_probability=solarize_probability,
             flip_probability=flip_probability,
         )
+
+    def view(self, name: str, pixels: ByteArray, programs: Programs) -> Views:
+        """A view ``(..., 3, H, W)`` by its name, coloured; or as it is, beside its programs ``(..., P, 2)``."""
+        if self.colours == "device":
+            return {name: torch.from_numpy(np.array(pixels, order="C")), program_name(name): torch.from_numpy(programs)}
+        flat = pixels.reshape(-1, *pixels.shape[-3:]), programs.reshape(-1, *programs.shape[-2:])
+        return {name: torch.from_numpy(apply_programs(*flat, self.fast).reshape(pixels.shape))}
 
 
 @register_transform("image_view")
@@ -138,25 +151,24 @@ class ImageView(PhotometricTransform):
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Views:
         """``{"image": (3, S, S)}``; without a generator, torch's global random state decides."""
-        return {"image": self.image_view(image, generator_or_torch(rng))}
+        return self.image_view(image, generator_or_torch(rng))
 
-    def image_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """One augmented crop, ``(3, S, S)`` uint8."""
-        return self.augmented_crop(image, rng, self.image_size, self.image_scale, self.photometric)
+    def image_view(self, image: Image.Image, rng: np.random.Generator, name: str = "image") -> Views:
+        """One augmented crop, ``{name: (3, S, S)}`` uint8."""
+        return self.view(name, *self.draw_crop(image, rng, self.image_size, self.image_scale, self.photometric))
 
-    def augmented_crop(
+    def draw_crop(
         self,
         image: Image.Image,
         rng: np.random.Generator,
         size: int,
         scale: tuple[float, float],
         photometric: PhotometricSettings,
-    ) -> Tensor:
-        """A random resized crop with colours of its own, ``(3, size, size)`` uint8."""
+    ) -> tuple[ByteArray, Programs]:
+        """A random resized crop ``(3, size, size)`` and a program ``(num_operations, 2)`` for it."""
         box = draw_crop_box(*image.size, scale, self.image_ratio, rng)
         programs = draw_programs(photometric, 1, rng)
-        pixels = crop_resize(image, box, size, self.fast)
-        return torch.from_numpy(apply_programs(pixels[None], programs, self.fast)[0])
+        return crop_resize(image, box, size, self.fast), programs[0]
 
 
 @register_transform("eval_view")

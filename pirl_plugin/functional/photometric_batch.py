@@ -2,8 +2,8 @@
 
 Each formula repeats Pillow's arithmetic step by step, its float32 and float64 roundings included, as the compiled path
 of the loader does. Two things that torch may do on a GPU would break that, and are avoided throughout: to divide by a
-number, which becomes a multiplication by its inverse (so divisors are tensors), and to add a scaled tensor, which rounds
-once instead of twice.
+number, which becomes a multiplication by its inverse (so divisors are tensors), and to add a scaled tensor, which
+rounds once instead of twice.
 
 The programs are in the host's memory. Which images an operation concerns is worked out there and sent along, so that
 the host never waits for the device.
@@ -72,7 +72,7 @@ def _apply_slot(views: Tensor, codes: Tensor, strengths: Tensor) -> None:
             views.index_copy_(0, rows, changed.contiguous())
 
 
-# -- operations: (n, 3, H, W) uint8 on the device and (n,) strengths of the host to (n, 3, H, W) uint8 ------------------
+# -- operations: (n, 3, H, W) uint8 on the device and (n,) strengths of the host to (n, 3, H, W) uint8 -----------------
 
 
 def _beside(x: Tensor, values: Tensor) -> Tensor:

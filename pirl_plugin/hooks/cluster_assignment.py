@@ -10,6 +10,7 @@ from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
 from torch import Tensor
 
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.hooks.memory_bank_update import finite_if_skipped, optimizer_stepped
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import checked
@@ -67,7 +68,7 @@ class ClusterAssignmentHook(Configurable, ClassyHook):
         device = next(task.base_model.parameters()).device
         task.base_model.train()
         for batch in views.iterator(current_phase_id=0):
-            pixels = batch["input"][loss.stored_view].to(device)
+            pixels = coloured(batch["input"], device)[loss.stored_view].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=getattr(task, "precision", "") == "bf16"):
                 output = task.base_model({loss.stored_view: pixels})
             loss.after_step(batch["target"].to(device), output[loss.stored_view], 0)

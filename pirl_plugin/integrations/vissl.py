@@ -43,6 +43,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pirl_plugin.data.collators import stack_views
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.losses import PIRLNCELoss
 from pirl_plugin.models import JigsawHead, Normalize
 from pirl_plugin.registry import build
@@ -122,7 +123,7 @@ class VISSLViews(ClassyTransform):
 
     def __call__(self, image: Image.Image) -> dict[str, Any]:
         """Views from torch's random state, which VISSL seeds in each worker."""
-        return {"data": self.transform(image)}
+        return {"data": coloured(self.transform(image))}
 
 
 class VISSLJigsawHead(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 from pirl_plugin import distributed
 from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.hooks.checkpoint import dataset_facts
 from pirl_plugin.models.ssl_model import SSLModel, is_pixels
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards
@@ -162,7 +163,7 @@ def freeze_idle_heads(model: SSLModel, loss: nn.Module) -> None:
 def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> None:
     """Raises where torch's CPU kernels would give wrong gradients, see ``bfloat16_hazards``."""
     _, sample, _ = views[(0, 0)]
-    for name, view in sample.items():
+    for name, view in coloured(sample).items():
         if not is_pixels(view):
             continue
         hazards = bfloat16_hazards(trunk, view.shape[-2], view.shape[-1])

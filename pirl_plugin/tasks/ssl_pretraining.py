@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.functional.pending_colours import coloured, view_of
 from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS
 from pirl_plugin.hooks.random_state import seed_everything
 from pirl_plugin.models.ssl_model import is_pixels
@@ -129,6 +130,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
             seed=seed,
             num_workers=num_workers,
             accumulate_steps=accumulate_steps,
+            with_programs=True,
         )
         self.set_dataset(views, "train")
         network = build_network(model or {"name": "ssl_model"}, trunk, heads or _PIRL_HEADS, loss, source, seed)
@@ -216,6 +218,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         with Timer() as timer:
             sample = self._without_idle_views(next(self.data_iterator))
         self._mark(COMPUTING)
+        sample["input"] = coloured(sample["input"], self.device)
         if self.use_gpu:
             unreadable = sample.pop("unreadable", None)
             sample = {**recursive_copy_to_gpu(sample, non_blocking=True), "unreadable": unreadable}
@@ -244,9 +247,11 @@ class SSLPretrainingTask(Configurable, GuardedTask):
 
     def _without_idle_views(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The batch without views that neither the loss nor a hook looks at: nothing is computed for them."""
-        needed = self._needed_views
-        views = sample["input"].items()
-        return {**sample, "input": {v: x for v, x in views if needed is None or v in needed or not is_pixels(x)}}
+        needed, views = self._needed_views, sample["input"]
+        kept = {
+            v: x for v, x in views.items() if needed is None or (view_of(v, views) or v) in needed or not is_pixels(x)
+        }
+        return {**sample, "input": kept}
 
     def compute_model(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
         """Embeddings by view, and what a pretext knows of its views."""
