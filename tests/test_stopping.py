@@ -17,13 +17,16 @@ import pytest
 from run_command import run
 from test_checkpoint_resume import COMMAND, metrics
 
+from pirl_plugin import signals
+from pirl_plugin.commands import running, train
 from pirl_plugin.commands.run_lock import NAME, FolderInUseError, locked
 from pirl_plugin.commands.running import PREEMPTED
-from pirl_plugin.commands.signals import STOPPING, told_to_stop
 from pirl_plugin.commands.train import main
 from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS, LOST, Heartbeat
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
+from pirl_plugin.signals import STOPPING, told_to_stop
+from pirl_plugin.sweep import launchers
 from pirl_plugin.sweep.jobs import Job, Preempted, perform
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.submitit_launcher import _Preemption
@@ -109,6 +112,80 @@ def test_submitit_s_signal_lets_a_training_save_before_the_job_is_queued_again()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_OBEDIENT = """
+import os, pathlib, signal, sys, time
+def leave(number, frame):
+    time.sleep(float(os.environ["RANK"]))  # one ends before the other
+    sys.exit(75)
+if sys.argv[1] == "listens":
+    signal.signal(signal.SIGUSR1, leave)
+pathlib.Path(sys.argv[2], os.environ["RANK"]).touch()
+time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["listens", "starts"])
+def test_a_signal_reaches_the_processes_of_torchrun_and_their_exit_code_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "obedient.py").write_text(_OBEDIENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(launchers._MODULES, "train", "obedient")
+
+    def tell() -> None:
+        limit = time.monotonic() + 100
+        while not all((tmp_path / str(rank)).exists() for rank in (0, 1)) and time.monotonic() < limit:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=tell).start()
+    with open(tmp_path / "console.txt", "w") as console, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", console)
+        patch.setattr(sys, "stderr", console)
+        assert launchers.run_under_torchrun("train", 2, 1, [how, str(tmp_path)]) == PREEMPTED
+    assert "Traceback" not in (tmp_path / "console.txt").read_text()
+
+
+def test_a_run_that_was_told_to_stop_is_not_started_again_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(signals.time, "sleep", lambda seconds: None)
+    for name, value in {"LOCAL_RANK": "0", "MAX_RESTARTS": "2", "RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(name if name == "LOCAL_RANK" else f"TORCHELASTIC_{name}", value)
+    signals.keep_torchrun_from_restarting()
+    assert sent == []  # it has none left
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    signals.keep_torchrun_from_restarting()
+    assert sent == [(os.getppid(), signal.SIGTERM)]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    signals.keep_torchrun_from_restarting()
+    assert len(sent) == 1
+
+
+def test_a_signal_before_training_ends_the_command_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(task: Any) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(train, "_resume", slow)
+    outcome = run(main, [*COMMAND, f"run_dir={tmp_path}"])
+    assert outcome.code == PREEMPTED
+    assert outcome.err.splitlines()[-1] == "stopped by SIGTERM before the first step: the same command starts it again"
+
+
+def test_one_process_of_several_says_what_ended_them_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> None:
+        raise running.Preempted("SIGTERM")
+
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert running.exit_code(told) == PREEMPTED
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pirl_plugin.distributed import is_launched_primary
 from pirl_plugin.schema import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -38,10 +39,10 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     try:
         action()
     except KeyboardInterrupt as error:
-        print(f"interrupted{error}", file=sys.stderr)
+        _say_once(f"interrupted{error}")
         return INTERRUPTED
     except Preempted as error:
-        print(f"stopped by {error}", file=sys.stderr)
+        _say_once(f"stopped by {error}")
         return PREEMPTED
     except ConfigError as error:
         if debug:
@@ -71,6 +72,12 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
         print(f"error: {type(error).__name__}: {reason} ({UNEXPECTED})", file=sys.stderr)
         return FAILED
     return OK
+
+
+def _say_once(text: str) -> None:
+    """For what all processes of a run end with alike."""
+    if is_launched_primary():
+        print(text, file=sys.stderr)
 
 
 def log_to(folder: Path | None) -> None:

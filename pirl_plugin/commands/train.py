@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.preflight import refuse_small_disk, warn_of_idle_gpu
 from pirl_plugin.commands.run_lock import locked
-from pirl_plugin.commands.running import Preempted, exit_code, log_to
-from pirl_plugin.commands.signals import told_to_stop
+from pirl_plugin.commands.running import PREEMPTED, Preempted, exit_code, log_to
 from pirl_plugin.distributed import is_launched_primary, launched_processes, local_rank, process_group
 from pirl_plugin.heartbeat import watched
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -27,6 +26,7 @@ from pirl_plugin.hooks.checkpoint_files import newest_usable
 from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.records import environment
 from pirl_plugin.registry import completed, lookup
+from pirl_plugin.signals import keep_torchrun_from_restarting, told_to_stop
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.tasks.checks import refuse_other_batch_size, refuse_other_dataset
 from pirl_plugin.tasks.stopping import StopRequested
@@ -63,11 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: train(arguments.overrides, arguments.print_config), arguments.debug)
+    code = exit_code(lambda: train(arguments.overrides, arguments.print_config), arguments.debug)
+    if code == PREEMPTED:
+        keep_torchrun_from_restarting()
+    return code
 
 
 def train(overrides: Sequence[str], print_config: bool = False) -> None:
     """Composes, checks, builds, resumes where there is something to resume, and trains."""
+    orders = _Orders()
+    try:
+        with told_to_stop(orders.take):
+            _train(overrides, print_config, orders)
+    except StopRequested as error:
+        raise Preempted(f"{error.reason} before the first step: the same command starts it again") from None
+
+
+def _train(overrides: Sequence[str], print_config: bool, orders: _Orders) -> None:
     config = configs.load("train", overrides)
     task: SSLPretrainingTask = build_task(config)
     if print_config:
@@ -86,28 +98,54 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
             refuse_small_disk(task)
             warn_of_idle_gpu(task.device)
             log.info("%s", _introduction(task, launched_processes()))
-        with _words_for_the_end(task):
-            _run(task)
+        _run(task, orders)
 
 
-def _run(task: SSLPretrainingTask) -> None:
+def _run(task: SSLPretrainingTask, orders: _Orders) -> None:
     """Trains in as many processes as there are, each watched by another, until the end or until told to stop."""
 
     def note(signal: str) -> None:
         task.told_to_stop = signal
 
     set_cuda_device_index(local_rank()) if task.use_gpu else set_cpu_device()
-    with told_to_stop(note), process_group(task.device):
-        try:
-            with watched(task.patience, lambda message: task.finish_writing(10)) as task.heartbeat:
-                Trainer().train(task)
-            # before the processes part: they make up the global batch that steps are counted in
-            log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
-        finally:
-            # torch 2.11 waits for ever where the wrapped model outlives the process group that it belongs to
-            task.distributed_model = task.distributed_loss = None
-            task.data_iterator = task.dataloader = None
-            task.datasets["train"].close()
+    with process_group(task.device):
+        orders.note = note
+        with _words_for_the_end(task):
+            _train_and_clean_up(task)
+
+
+def _train_and_clean_up(task: SSLPretrainingTask) -> None:
+    try:
+        with watched(task.patience, lambda message: task.finish_writing(10)) as task.heartbeat:
+            Trainer().train(task)
+        # before the processes part: they make up the global batch that steps are counted in
+        log.info("Finished after %d steps: %s", task.step_idx, task.run_dir)
+    finally:
+        # torch 2.11 waits for ever where the wrapped model outlives the process group that it belongs to
+        task.distributed_model = task.distributed_loss = None
+        task.data_iterator = task.dataloader = None
+        task.datasets["train"].close()
+
+
+class _Orders:
+    """What becomes of a signal: it ends at once what has trained nothing yet, later it is noted.
+
+    Attributes:
+        note: called with the signal's name once there is something to save.
+    """
+
+    def __init__(self) -> None:
+        self.note: Callable[[str], None] | None = None
+
+    def take(self, signal: str) -> None:
+        """Hears one.
+
+        Raises:
+            StopRequested: nothing would be lost.
+        """
+        if self.note is None:
+            raise StopRequested(signal)
+        self.note(signal)
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ class RunCheckpointHook(Configurable, ClassyHook):
         keeps = partial(self._superfluous, task.run_dir, {*self.state.kept_steps, *self._best_step()})
         work = partial(_write, host_copy(content), path, parts, keeps)
         self._writer.start(work)
-        if last or not self.background:
+        if not self.background:
             self._writer.wait()
 
     def _content(self, task: ClassyTask, whole: bool) -> dict[str, Any]:

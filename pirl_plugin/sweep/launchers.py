@@ -19,7 +19,9 @@ import torch
 
 from pirl_plugin.registry import Configurable, register_launcher
 from pirl_plugin.schema import PositiveInt, checked
-from pirl_plugin.sweep.jobs import Entry, Job, perform
+from pirl_plugin.signals import children_of, told_to_stop
+from pirl_plugin.sweep import torchrun
+from pirl_plugin.sweep.jobs import PREEMPTED, Entry, Job, perform
 from pirl_plugin.sweep.state import FAILED, Outcome, write_outcome
 
 _MODULES = {"train": "pirl_plugin.commands.train", "benchmark": "pirl_plugin.commands.benchmark"}
@@ -158,22 +160,42 @@ class TorchrunLauncher(LocalLauncher):
 
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:
         """See ``Launcher.start``."""
-        torchrun = partial(run_under_torchrun, job.run.command, self.nproc_per_node, self.threads)
-        return super().start(job, torchrun if job.run.multi_process else entry, needs)
+        several = partial(run_under_torchrun, job.run.command, self.nproc_per_node, self.threads)
+        return super().start(job, several if job.run.multi_process else entry, needs)
 
 
 def run_under_torchrun(command: str, processes: int, threads: int, arguments: Sequence[str]) -> int:
-    """A command on several processes, its output where this process's output goes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    """A command on several processes, its output where this process's output goes.
+
+    A signal that asks a run to stop is handed on to them: the exit code is then that of one that has saved its state.
+    """
+    # by its path: as a module it would import the whole package first
+    launcher = [sys.executable, torchrun.__file__, "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     call = [*launcher, "-m", _MODULES[command], *arguments]
     process = subprocess.Popen(call, env=environment, stdout=sys.stdout, stderr=sys.stderr)
     _TORCHRUNS.append(process)
+    told: list[int] = []
+
+    def hand_on(name: str) -> None:
+        """To the processes themselves: torchrun would give them half a minute."""
+        told.append(signal.Signals[name])
+        children = children_of(process.pid)
+        if not children:  # not yet, or not any more
+            process.terminate()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, told[-1])
+
     try:
-        return process.wait()
+        with told_to_stop(hand_on):
+            code = process.wait()
     finally:
         _end_torchrun(process)
         _TORCHRUNS.remove(process)
+    # processes that were not listening yet had nothing to save
+    unheard = (-signal.SIGTERM, *(128 + number for number in told))
+    return PREEMPTED if told and code in unheard else code
 
 
 def _end_torchrun(process: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,7 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.optional import optional
 from pirl_plugin.registry import register_launcher
 from pirl_plugin.schema import NonNegativeInt, PositiveFloat, PositiveInt, checked
+from pirl_plugin.signals import children_of
 from pirl_plugin.sweep.jobs import Entry, Job, Preempted, perform
 from pirl_plugin.sweep.launchers import Handle, Launcher, run_under_torchrun
 from pirl_plugin.sweep.state import FINISHED, is_finished, read_outcome
@@ -38,7 +39,7 @@ class SubmititLauncher(Launcher):
     """One job of a cluster for each run; settings are named as in Hydra's submitit launcher.
 
     A benchmark is queued at once and waits for its pretraining. A job that is preempted or runs out of its time is
-    queued again and goes on from its last checkpoint, which a pretraining in one process writes right then. Ctrl-C
+    queued again and goes on from its last checkpoint, which a pretraining writes right then. Ctrl-C
     leaves the jobs of a cluster where they are: the same sweep, started again, finds them.
 
     Args:
@@ -227,7 +228,7 @@ class Submitted:
         while self._is_running_here() and time.monotonic() < end:
             time.sleep(0.05)
         if self._is_running_here():
-            for pid in [*_children(self.job_id), int(self.job_id)]:
+            for pid in [*children_of(int(self.job_id)), int(self.job_id)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if self.submitted._process is not None:
@@ -263,14 +264,6 @@ class _Preemption:
 
 def _leave_preemption_to_the_parent() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-def _children(pid: str) -> list[int]:
-    """The processes that a process of this machine started."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _is_controller(pid: str) -> bool:

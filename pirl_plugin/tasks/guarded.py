@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -78,7 +78,21 @@ class GuardedTask(CountingTask):
         with self._nothing_half_written():
             super().step()
         if self.stop_requested is not None and self.images_seen % self.images_per_epoch:
-            raise StopRequested(self.stop_requested)  # at an epoch's end once that is done with
+            self._stop(self.stop_requested)  # at an epoch's end once that is done with
+
+    def _stop(self, reason: str) -> NoReturn:
+        """Ends the run once its checkpoint is written, on all processes together.
+
+        Where one ends early with an exit code that is not 0, torchrun gives the others half a minute.
+
+        Raises:
+            StopRequested: always.
+        """
+        self._mark(BETWEEN_EPOCHS)  # a large checkpoint takes its time
+        for hook in self.hooks:
+            getattr(hook, "finish", lambda: None)()
+        distributed.barrier()
+        raise StopRequested(reason)
 
     @contextlib.contextmanager
     def _nothing_half_written(self) -> Iterator[None]:
@@ -200,4 +214,4 @@ class GuardedTask(CountingTask):
         with self._nothing_half_written():
             super().on_phase_end()
         if self.stop_requested is not None:
-            raise StopRequested(self.stop_requested)
+            self._stop(self.stop_requested)

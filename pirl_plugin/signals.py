@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
@@ -30,3 +33,23 @@ def told_to_stop(note: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process of this machine started; none where the system does not tell."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def keep_torchrun_from_restarting() -> None:
+    """Has ``torchrun --max-restarts`` end as well: it takes a run that was told to stop for one that has failed."""
+    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    )
+    if left <= 0:
+        return
+    if os.environ.get("LOCAL_RANK") == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(5)  # until torchrun ends this process; one that ends before that would be started again
