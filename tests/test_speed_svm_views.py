@@ -53,10 +53,12 @@ def test_views_rows_name_both_sides(monkeypatch):
     monkeypatch.setattr(views, "_MADE", 2)
     monkeypatch.setattr(views, "_BATCH", 2)
     views._made.cache_clear()
-    (core, loader) = views.rows(QUICK)
+    core, loader, without_colours = views.rows(QUICK)
     assert core.wanted == 4.5
     assert loader.wanted == 4
-    for row in (core, loader):
+    on_cpu = views._colours_on(QUICK.device, views._files(QUICK), QUICK)  # asked for where there is a GPU
+    assert (without_colours.wanted, on_cpu.what) == (None, "colours of a batch of 16 images on cpu")
+    for row in (core, loader, without_colours, on_cpu):
         assert row.unit == "images/s"
         assert row.ratio == pytest.approx(row.ours / row.theirs)
     views.to_profile(QUICK)()

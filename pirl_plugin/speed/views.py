@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from pirl_plugin.data.collators import JigsawCollator
 from pirl_plugin.data.datasets import FileDataset
 from pirl_plugin.data.jigsaw_views import ImageAndJigsawPatches
 from pirl_plugin.data.loading import KeyedViews, SampledViews
+from pirl_plugin.data.photometric_fused import apply_programs
+from pirl_plugin.functional.pending_colours import coloured, program_name, view_of
 from pirl_plugin.speed.measuring import Row, Settings, Work, interleaved, more
 
 _SUFFIXES = {".jpg", ".jpeg"}
 _WORKERS, _BATCH = 2, 16
+_VIEWS = ("image", "patches")
 _MADE, _SIZE, _QUALITY = 48, (500, 375), 90  # generated files where none are given, as large as ImageNet's
 
 
@@ -95,6 +99,9 @@ def rows(settings: Settings) -> Iterator[Row]:
         detail=f"{len(files)} JPEG files; ours stays uint8, the plain one ends in normalised float32, as published",
     )
     yield _of_loaders(files, settings)
+    yield _without_colours(files, count, settings)
+    if settings.device.type == "cuda":
+        yield _colours_on(settings.device, files, settings)
 
 
 def to_profile(settings: Settings) -> Work:
@@ -124,8 +131,55 @@ def _of_loaders(files: list[Path], settings: Settings) -> Row:
     )
 
 
-def _ours(files: list[Path]) -> KeyedViews:
-    return KeyedViews(_dataset(files), ImageAndJigsawPatches())
+def _without_colours(files: list[Path], count: int, settings: Settings) -> Row:
+    """What is left to a loader's process when the training's device does the colours."""
+    without, complete = _ours(files, "device"), _ours(files)
+    seconds = interleaved(
+        {
+            "ours": lambda: [without[image_id, 0] for image_id in range(count)],
+            "theirs": lambda: [complete[image_id, 0] for image_id in range(count)],
+        },
+        settings.repeats,
+    )
+    return more(
+        "the same views, colours left to the device, one core",
+        "colours in the loader",
+        count / seconds["ours"],
+        count / seconds["theirs"],
+        unit="images/s",
+        detail="transform.colours=device: the same pixels to the last bit",
+    )
+
+
+def _colours_on(device: torch.device, files: list[Path], settings: Settings) -> Row:
+    """The colours of a batch whose pixels are on the device, against the loader's compiled kernel on one core."""
+    batch = 16 if settings.quick else 64
+    views = _ours(files, "device")
+    pending = JigsawCollator()([views[image_id % len(files), 0][1:] for image_id in range(batch)])["input"]
+    on_device = {name: x if view_of(name, pending) else x.to(device) for name, x in pending.items()}
+    pairs = [
+        (pending[name].flatten(0, -4).numpy(), pending[program_name(name)].flatten(0, -3).numpy()) for name in _VIEWS
+    ]
+    seconds = interleaved(
+        {
+            "ours": lambda: coloured(on_device, device),
+            "theirs": lambda: [apply_programs(pixels, programs) for pixels, programs in pairs],
+        },
+        settings.repeats,
+        device=device,
+    )
+    return more(
+        f"colours of a batch of {batch} images on {device.type}",
+        "the loader's compiled kernel, one core",
+        batch / seconds["ours"],
+        batch / seconds["theirs"],
+        unit="images/s",
+        detail="pixels are on the device already; the programs are sent",
+    )
+
+
+def _ours(files: list[Path], colours: Literal["loader", "device"] = "loader") -> KeyedViews:
+    return KeyedViews(_dataset(files), ImageAndJigsawPatches(colours=colours), with_programs=True)
 
 
 def _dataset(files: list[Path]) -> FileDataset:
