@@ -11,10 +11,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format clean
+.PHONY: help install demo test lint types requirements audit format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## set up .venv (the other targets do it by themselves)
 
@@ -33,7 +33,7 @@ demo: $(STAMP) ## six methods, nine benchmarks, one report on generated scenes, 
 	$(BIN)/python tools/sweep.py sweep=demo
 
 # one thread for each test process: more only fight for the cores
-test: lint types ## lint, types and the test suite
+test: lint types requirements ## lint, types, fitting requirements and the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(STAMP) ## ruff
@@ -41,6 +41,17 @@ lint: $(STAMP) ## ruff
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy pirl_plugin
+
+requirements: $(STAMP) ## whether what is installed fits together (pip check)
+	$(BIN)/python -m pip --disable-pip-version-check check
+
+# pip-audit asks a service on the internet and has no local database: without network it fails, so that it is no part of
+# `test`; --strict, or it would pass what it could not ask about
+audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit); needs the internet
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/.frozen
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install --disable-pip-version-check -q pip-audit; }
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/.frozen
 
 format: $(STAMP) ## ruff format and the fixes that ruff knows
 	$(BIN)/ruff check --fix .

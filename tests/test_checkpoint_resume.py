@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from classy_vision.hooks import ClassyHook
 from classy_vision.trainer import LocalTrainer
 from small_task import NUM_IMAGES, Recorder, assert_identical, build, everything, train
+from soak.processes import SMALL, metrics
 
 from pirl_plugin.commands.train import main
 from pirl_plugin.hooks.checkpoint import checkpoints, get_random_state, set_random_state
@@ -72,13 +72,6 @@ def resume(folder: Path, *hooks: ClassyHook, **changes: Any) -> SSLPretrainingTa
     task._set_checkpoint_dict(read_weights(checkpoints(folder)[-1]))
     LocalTrainer().train(task)
     return task
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """Logged lines without what depends on the clock and the machine."""
-    clock = {"seconds", "images_per_second", "peak_memory_mib"}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 
 _WHOLE: dict[Any, Any] = {}
@@ -185,21 +178,8 @@ def test_random_states_travel() -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 COMMAND = [
-    "trunk=resnet18_narrow",
-    "trunk.width=0.125",
-    f"dataset.num_images={NUM_IMAGES}",
-    "dataset.size=32",
-    "transform.image_size=16",
-    "transform.jigsaw_size=24",
-    "transform.patch_size=8",
-    "heads.image.dim=16",
-    "heads.patches.dim=16",
-    "heads.patches.patch_dim=8",
-    "loss.dim=16",
-    "loss.num_negatives=8",
-    "optimizer.warmup_epochs=0",
+    *(argument for argument in SMALL if not argument.startswith("method=")),
     "batch_size=8",
-    "device=cpu",
     "log_every=1",
     "num_epochs=2",
     # what RankMe and retrieval look back at is not saved: no more than one process sees in an epoch
