@@ -132,6 +132,14 @@ def test_programs_on_another_device_are_refused():
         apply_programs_batched(torch.zeros((1, 3, 4, 4), dtype=torch.uint8), programs)
 
 
+def test_the_host_looks_at_no_pixel():
+    """Then it need not wait for the device that has them: here, one that has nothing at all."""
+    programs = np.stack([program(*CASES[i:], *CASES[:i]) for i in range(len(CASES))])
+    pixels = torch.empty((len(programs), 3, 6, 5), dtype=torch.uint8, device="meta")
+    views = apply_programs_batched(pixels, torch.from_numpy(programs))
+    assert (views.device, views.shape, views.dtype) == (pixels.device, pixels.shape, pixels.dtype)
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_pixels_and_is_not_waited_for():
     rng = np.random.default_rng(10)

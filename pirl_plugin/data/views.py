@@ -77,8 +77,8 @@ class PhotometricTransform(Configurable, ClassyTransform):
             numba), for the resize no grey level further than 1 off.
         colours: where pixels are coloured and flipped: in the ``loader``'s processes, or on the training's ``device``,
             in batches. The views are the same to the last bit; ``device`` frees the processors for decoding and crops
-            and pays where a GPU waits for them. Refused where something comes after the colours and the order matters:
-            turned views with a blur, and ``jigsaw_puzzle`` with colours of the whole crop.
+            and pays where a GPU waits for them, never on a CPU. Refused where something comes after the colours and the
+            order matters: turned views with a blur, and ``jigsaw_puzzle`` with colours of the whole crop.
 
     Attributes:
         photometric: the settings, to draw programs from.
