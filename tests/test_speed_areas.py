@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from pirl_plugin.functional.sampling import draw_negative_ids
 from pirl_plugin.losses import PIRLNCELoss
-from pirl_plugin.speed import bank, loss
+from pirl_plugin.speed import bank, loss, step
 from pirl_plugin.speed.areas import AREAS
 from pirl_plugin.speed.measuring import Settings
 
@@ -35,10 +38,10 @@ def test_the_loss_s_rows_have_time_and_memory(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_step_of_the_bank_s_area_writes_the_bank() -> None:
-    step = bank.step_of(5_000, Settings(quick=True))
-    (ours,) = [cell.cell_contents for cell in step.__closure__ or () if isinstance(cell.cell_contents, PIRLNCELoss)]
+    work = bank.step_of(5_000, Settings(quick=True))
+    (ours,) = [cell.cell_contents for cell in work.__closure__ or () if isinstance(cell.cell_contents, PIRLNCELoss)]
     before = ours.memory_bank.rows.clone()
-    step()
+    work()
     assert (ours.memory_bank.rows != before).any(dim=1).sum() in range(1, 9)
 
 
@@ -46,3 +49,22 @@ def test_every_area_says_what_it_is() -> None:
     for name, area in AREAS.items():
         assert area.about, name
         assert callable(area.rows), name
+
+
+def test_the_unguarded_step_looks_at_nothing_and_leaves_the_task_as_it_was() -> None:
+    calls: list[str] = []
+
+    class Task:
+        where = 0.0
+        optimizer = SimpleNamespace(zero_grad=lambda: None, step=lambda where: calls.append("update"))
+
+        def run_optimizer(self, loss: Any) -> None:
+            calls.append("guarded")
+
+        def step(self) -> None:
+            self.run_optimizer(torch.ones((), requires_grad=True))
+
+    task: Any = Task()
+    step.unguarded_step(task)()
+    task.step()
+    assert calls == ["update", "guarded"]

@@ -58,7 +58,8 @@ class RunCheckpointHook(Configurable, ClassyHook):
         best_is: whether a low or a high value is the best.
         bank_every: checkpoints between those that hold the memory bank; a run goes on from those alone, the others are
             weights for benchmarks. ``keep`` counts the former. The last one of a run always holds it.
-        background: write in a thread; false makes the training wait.
+        background: write in a thread; false makes the training wait, as the ranks' parts of a split bank always do:
+            they are not copied first.
     """
 
     def __init__(
@@ -188,7 +189,12 @@ class RunCheckpointHook(Configurable, ClassyHook):
         return {**content, **ranks, "complete": whole, "dataset": dataset_facts(task)}
 
     def _save_parts(self, task: ClassyTask, path: Path) -> Path | None:
-        """The folder of the ranks' parts, whole, beside the file that is to be; None where there are none."""
+        """The folder of the ranks' parts, whole, beside the file that is to be; None where there are none.
+
+        The training waits for it, ``background`` or not: the rows go on changing, so that writing beside it would take
+        a copy of each rank's whole shard on the host, where this takes one piece of 67 MB at a time; and a bank is
+        split because it is too large to have twice. ``bank_every`` makes the pauses rare.
+        """
         owner = owner_of_parts(task)
         if owner is None:
             return None

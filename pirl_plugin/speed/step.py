@@ -31,6 +31,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     images = 20_000 if settings.quick else 1_281_167
     yield from _against_trunk(settings, images)
     yield _against_published(settings, images)
+    yield _guards(settings, images)
     yield _growth(settings)
     yield _start(settings, images)
     if settings.device.type == "cpu":
@@ -112,6 +113,35 @@ def _against_published(settings: Settings, images: int) -> Row:
     what = f"step as shipped, {sizes(settings)}, {' '.join(overrides)}"
     against = "float32, contiguous, gathered (B, K + 1, D)"
     return more(what, against, count / seconds["ours"], count / seconds["theirs"], 2.5, "images/s")
+
+
+def unguarded_step(task: SSLPretrainingTask) -> Work:
+    """The task's step without looking whether its numbers are finite and whether a signal came."""
+
+    def update(loss: Tensor) -> None:
+        task.optimizer.zero_grad()
+        loss.backward()
+        task.optimizer.step(where=task.where)
+
+    def step() -> None:
+        task.run_optimizer = update  # type: ignore[method-assign]
+        try:
+            task.step()
+        finally:
+            del task.run_optimizer
+
+    return step
+
+
+def _guards(settings: Settings, images: int) -> Row:
+    """What the flags of each step cost; one process, so without their reduction over the processes."""
+    with running(settings, images, fastest(settings.device)) as task:
+        sides = {"ours": task.step, "theirs": unguarded_step(task)}
+        seconds = interleaved(sides, settings.repeats, device=settings.device)
+    return Row(
+        f"step, {sizes(settings)}, finite and told to stop?", "nobody looks", seconds["ours"], seconds["theirs"], "s",
+        seconds["ours"] / seconds["theirs"], 1.05, at_most=True, detail="on_nonfinite=stop",
+    )  # fmt: skip
 
 
 def _growth(settings: Settings) -> Row:
