@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from classy_vision.generic.util import Timer, recursive_copy_to_gpu
+from classy_vision.generic.util import Timer
 from classy_vision.optim.param_scheduler import ConstantParamScheduler
 from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatchInfo
@@ -29,6 +29,7 @@ from pirl_plugin.tasks.guarded import GuardedTask
 from pirl_plugin.tasks.network import build_network
 from pirl_plugin.tasks.numerics import Numerics
 from pirl_plugin.tasks.step_flags import StepFlags
+from pirl_plugin.tasks.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         checks.refuse_wrong_hooks(parts, self.hooks)
         checks.freeze_idle_heads(self.base_model, self.base_loss)
         self._needed_views: set[str] | None = None
+        self._transfer: Transfer | None = None
         if sync_batch_norm:
             self.set_distributed_options(batch_norm_sync_mode=BatchNormSyncMode.PYTORCH)
 
@@ -165,6 +167,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         checks.refuse_disagreement(self)
         self.simulated_global_batchsize = self.global_batch_size
         self._flags, self._numerics = StepFlags(self.device), Numerics(self.run_dir)
+        self._transfer = Transfer(self.device) if self.use_gpu else None
         self._snapshot = None
         self._needed_views = checks.needed_views(self.base_loss, self.hooks)
         if self.channels_last:
@@ -218,10 +221,9 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         with Timer() as timer:
             sample = self._without_idle_views(next(self.data_iterator))
         self._mark(COMPUTING)
-        sample["input"] = coloured(sample["input"], self.device)
-        if self.use_gpu:
-            unreadable = sample.pop("unreadable", None)
-            sample = {**recursive_copy_to_gpu(sample, non_blocking=True), "unreadable": unreadable}
+        if self._transfer is not None:
+            sample = self._transfer(sample)
+        sample["input"] = coloured(sample["input"])
         begins = self.is_update_step
         if begins and self._snapshot_wanted():
             self._take_snapshot()
