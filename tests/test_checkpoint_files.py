@@ -19,7 +19,7 @@ from test_checkpoint_resume import COMMAND, resume, settings
 from pirl_plugin.atomic import replacing
 from pirl_plugin.commands.train import main
 from pirl_plugin.hooks import checkpoint as checkpoint_module
-from pirl_plugin.hooks.background import BackgroundWriter, host_copy
+from pirl_plugin.hooks.background import BackgroundWriter, HostCopies
 from pirl_plugin.hooks.checkpoint import checkpoint_folder, checkpoints
 from pirl_plugin.hooks.checkpoint_files import (
     SET_ASIDE,
@@ -290,12 +290,22 @@ def test_the_training_does_not_wait_for_the_writer(tmp_path: Path, monkeypatch: 
 
 def test_a_copy_is_of_its_moment() -> None:
     live = {"a": torch.zeros(3), "b": [torch.ones(2), (1, "x")]}
-    copy = host_copy(live)
+    copy = HostCopies().copy(live)
     live["a"] += 1
     live["b"][0].zero_()
     assert torch.equal(copy["a"], torch.zeros(3))
     assert torch.equal(copy["b"][0], torch.ones(2))
     assert copy["b"][1] == (1, "x")
+
+
+def test_the_next_copy_takes_the_memory_of_the_one_before() -> None:
+    copies = HostCopies()
+    first = copies.copy({"a": torch.zeros(3), "b": [torch.zeros(2)]})
+    second = copies.copy({"a": torch.ones(3), "b": [torch.ones(4)]})  # b has grown
+    assert second["a"].data_ptr() == first["a"].data_ptr()
+    assert torch.equal(second["a"], torch.ones(3))
+    assert torch.equal(second["b"][0], torch.ones(4))
+    assert torch.equal(first["b"][0], torch.zeros(2))
 
 
 def test_the_background_writer_raises_once() -> None:

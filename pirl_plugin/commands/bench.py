@@ -21,7 +21,7 @@ areas:
 {areas}
 
 examples:
-  python tools/bench.py --quick                     everything at small sizes, about two minutes
+  python tools/bench.py --quick                     everything, mostly at small sizes, in about two minutes
   python tools/bench.py loss --json loss.json       the loss at the sizes of ImageNet
   python tools/bench.py step --profile step.json    a trace of one step, for chrome://tracing or ui.perfetto.dev
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("areas", nargs="*", metavar="AREA", help="what to measure (default: everything)")
-    parser.add_argument("--quick", action="store_true", help="small sizes: about two minutes for everything")
+    parser.add_argument("--quick", action="store_true", help="mostly small sizes: about two minutes for everything")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")

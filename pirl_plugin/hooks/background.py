@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -50,12 +51,34 @@ class BackgroundWriter:
             self._error = error
 
 
-def host_copy(tree: Any) -> Any:
-    """A copy of nested containers, every tensor in memory of its own on the host."""
-    if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, dict):
-        return {key: host_copy(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(host_copy(value) for value in tree)
-    return tree
+class HostCopies:
+    """Copies of nested containers on the host, one after another in the same memory.
+
+    Fresh memory has to be found page by page, which takes longer than to copy, and page-locked memory, to which a GPU
+    copies several times as fast, is worth its price only when it is used again.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[Any, ...], Tensor] = {}
+
+    def copy(self, tree: Any, place: tuple[Any, ...] = ()) -> Any:
+        """A copy; it is overwritten by the next one.
+
+        Args:
+            tree: dictionaries, lists and tuples of anything; only tensors are copied.
+            place: keys that lead to the tree, where it is a part of another.
+        """
+        if isinstance(tree, Tensor):
+            return self._at(place, tree.detach()).copy_(tree.detach())
+        if isinstance(tree, dict):
+            return {key: self.copy(value, (*place, key)) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(self.copy(value, (*place, number)) for number, value in enumerate(tree))
+        return tree
+
+    def _at(self, place: tuple[Any, ...], like: Tensor) -> Tensor:
+        memory = self._memory.get(place)
+        if memory is None or memory.shape != like.shape or memory.dtype != like.dtype:
+            memory = torch.empty_like(like, device="cpu", pin_memory=like.is_cuda)
+            self._memory[place] = memory
+        return memory

@@ -15,7 +15,7 @@ from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
 
 from pirl_plugin import distributed
-from pirl_plugin.hooks.background import BackgroundWriter, host_copy
+from pirl_plugin.hooks.background import BackgroundWriter, HostCopies
 from pirl_plugin.hooks.checkpoint_files import (
     PARTS_FOLDER,
     checkpoint_folder,
@@ -84,7 +84,7 @@ class RunCheckpointHook(Configurable, ClassyHook):
         self.state.without_bank = []
         self.state.best = None
         self._losses: list[float] = []
-        self._writer = BackgroundWriter()
+        self._writer, self._copies = BackgroundWriter(), HostCopies()
 
     def on_start(self, task: ClassyTask) -> None:
         """Takes up the states of the ranks from the checkpoint that was restored, if one was."""
@@ -168,7 +168,8 @@ class RunCheckpointHook(Configurable, ClassyHook):
         if not distributed.is_primary():
             return
         keeps = partial(self._superfluous, task.run_dir, {*self.state.kept_steps, *self._best_step()})
-        work = partial(_write, host_copy(content), path, parts, keeps)
+        self._writer.wait()  # until the copy before is no longer read
+        work = partial(_write, self._copies.copy(content), path, parts, keeps)
         self._writer.start(work)
         if not self.background:
             self._writer.wait()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pirl_plugin import distributed
-from pirl_plugin.hooks.background import host_copy
+from pirl_plugin.hooks.background import HostCopies
 from pirl_plugin.tasks.step_flags import Flags
 from pirl_plugin.weights.files import write_atomically
 
@@ -109,7 +109,7 @@ class Numerics:
         keys = ("step", "epoch", "lr")
         content = {**{key: getattr(record, key) for key in keys}, "losses": losses, "batches": list(record.batches)}
         try:
-            write_atomically(host_copy(content), path)
+            write_atomically(HostCopies().copy(content), path)
         except OSError as error:
             return f" The batch cannot be saved: {error}."
         return f" The batch is saved in {path}."
