@@ -17,7 +17,7 @@ from PIL import Image
 from run_command import Outcome, run
 
 from pirl_plugin.benchmarks.runner import problems_of
-from pirl_plugin.commands import benchmark, compare, convert, published, show_curves, show_views, sweep, train
+from pirl_plugin.commands import bench, benchmark, compare, convert, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
 from pirl_plugin.config import groups, load
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -28,6 +28,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAINS = {
     "tools/train.py": train.main,
     "tools/benchmark.py": benchmark.main,
+    "tools/bench.py": bench.main,
     "tools/convert.py": convert.main,
     "tools/compare.py": compare.main,
     "tools/list.py": list_command.main,
@@ -40,6 +41,7 @@ MAINS = {
 TINY = {
     "tools/train.py": ["num_epochs=1", "batch_size=4", "device=cpu", "trunk.width=0.125", "loss.num_negatives=4"],
     "tools/benchmark.py": ["device=cpu"],
+    "tools/bench.py": ["negatives", "--repeats=1"],
     "tools/show_views.py": [],
 }
 TINY_RANDOM = ["trunk.width=0.125"]  # a checkpoint says itself how wide it is
@@ -129,7 +131,8 @@ def in_tiny(command: str, reader: Path, last_run: str = "run") -> tuple[str, lis
         filled.append(f"{key}{equals}{value}")
     if tool not in TINY or "--help" in filled:
         return tool, filled
-    if not any(argument.startswith("dataset=") and "scenes" not in argument for argument in filled):
+    own_images = any(argument.startswith("dataset=") and "scenes" not in argument for argument in filled)
+    if not own_images and tool != "tools/bench.py":
         filled += TINY_SCENES
     return tool, [*filled, *TINY[tool], *(TINY_RANDOM if "weights=random" in filled else [])]
 
