@@ -62,7 +62,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         device: ``auto`` takes a GPU where there is one.
         precision: ``bf16`` runs the model under autocast; weights, loss and bank stay float32.
         channels_last: memory layout of the weights, and so of everything that passes through them.
-        compile: compile the trunk with ``torch.compile``.
+        compile: compile the trunk with ``torch.compile``; does not pay on a CPU.
         sync_batch_norm: batch statistics over all processes (GPU only, as in torch).
         clip_grad_norm: largest norm of the gradient; null does not clip.
         on_nonfinite: what a loss or a gradient that is not finite does: ``stop`` the run; ``skip`` the step, whose
