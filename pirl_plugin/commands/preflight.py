@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import torch
 
+from pirl_plugin.hooks.checkpoint_files import checkpoint_folder
 from pirl_plugin.tasks import SSLPretrainingTask
 
 log = logging.getLogger(__name__)
+
+
+def refuse_unusable_folder(run_dir: Path) -> None:
+    """Raises where something stands where a run's folders or files will be.
+
+    Raises:
+        OSError: says what and where.
+    """
+    for folder in (run_dir, checkpoint_folder(run_dir)):
+        if folder.is_symlink() and not folder.exists():
+            raise OSError(
+                f"{folder} is a link to {os.readlink(folder)}, which does not exist: remove it, or make that."
+            )
+        if folder.exists() and not folder.is_dir():
+            raise OSError(f"{folder} must be a folder, and is a file: choose another run_dir, or move it away.")
+    for name in (".lock", "config.yaml", "environment.json", "metrics.jsonl", "log.txt"):
+        if (run_dir / name).is_dir():
+            raise OSError(f"{run_dir / name} must be a file, and is a folder: choose another run_dir, or move it away.")
 
 
 def refuse_small_disk(task: SSLPretrainingTask) -> None:

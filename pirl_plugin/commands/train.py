@@ -16,7 +16,7 @@ from classy_vision.tasks import build_task
 
 from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
-from pirl_plugin.commands.preflight import refuse_small_disk, warn_of_idle_gpu
+from pirl_plugin.commands.preflight import refuse_small_disk, refuse_unusable_folder, warn_of_idle_gpu
 from pirl_plugin.commands.run_lock import locked
 from pirl_plugin.commands.running import PREEMPTED, Preempted, exit_code, log_to
 from pirl_plugin.distributed import is_launched_primary, launched_processes, local_rank, process_group
@@ -88,6 +88,7 @@ def _train(overrides: Sequence[str], print_config: bool, orders: _Orders) -> Non
     run_dir = task.run_dir
     assert run_dir is not None
     primary = is_launched_primary()
+    refuse_unusable_folder(run_dir)
     with locked(run_dir) if primary else contextlib.nullcontext():
         log_to(run_dir if primary else None)
         if not _resume(task):
