@@ -32,7 +32,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_link_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
-    with pytest.raises(OSError, match="run is a link to .*gone, which is not there"):
+    with pytest.raises(OSError, match="run is a link to .*gone, which does not exist"):
         refuse_unusable_folder(tmp_path / "run")
 
 
