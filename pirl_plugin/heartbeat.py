@@ -37,6 +37,7 @@ _DOING = {
     COMPUTING: "computes",
 }
 _PRECEDENCE = 8.0  # seconds
+_FAREWELL = 2.5  # seconds: the store may be in this process, and the others have yet to read from it why they end
 _LONG = 1800.0  # seconds for what may take long: compilation, a pass over the data between epochs
 
 
@@ -59,7 +60,7 @@ class Heartbeat:
         store: Any,
         rank: int,
         world_size: int,
-        patience: float = 45.0,
+        patience: float = 40.0,
         silence: float = 30.0,
         on_loss: Callable[[str], None] = lambda message: None,
         end: Callable[[int], Any] = os._exit,
@@ -177,6 +178,7 @@ class Heartbeat:
         text = f"error: {message}; rank {self.rank} ends, {where}. The same command goes on from the last checkpoint."
         print(text, file=sys.stderr, flush=True)
         self.on_loss(text)
+        time.sleep(_FAREWELL)
         self.end(LOST)
 
 

@@ -102,7 +102,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         sync_batch_norm: bool = False,
         clip_grad_norm: PositiveFloat | None = None,
         on_nonfinite: Literal["stop", "skip", "roll_back"] = "stop",
-        patience: PositiveFloat = 45.0,
+        patience: PositiveFloat = 40.0,
         log_every: PositiveInt = 50,
         method: str = "pirl",
         evaluation_size: PositiveInt | None = None,
