@@ -114,6 +114,15 @@ def test_of_damaged_files_it_says_what_pillow_says(tmp_path: Path, asked: list[b
     assert outcomes == {("refused", False), ("read", False), ("read", True)}
 
 
+def test_a_png_file_with_damaged_pixels_is_refused(tmp_path: Path):
+    """Pillow loads a PNG file when it is asked for its orientation, and what fails then does not fail again."""
+    Image.fromarray(pixels(24, 24)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:200] + bytes(400) + content[600:])
+    with pytest.raises(UnreadableImageError):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_other_modes_are_left_to_pillow(tmp_path: Path, asked: list[bool], mode: str):
     smooth(20, 30).convert(mode).save(tmp_path / "a.jpg")

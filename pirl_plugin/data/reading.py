@@ -70,11 +70,10 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> De
             with open(name, "rb") as file, Image.open(file) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImageError(name, _too_large(image.size, max_pixels))
-                orientation = _orientation(image)
-                pixels = _jpeg_pixels(file, image) if orientation == 1 else None
+                pixels = _jpeg_pixels(file, image)
                 if pixels is None:
-                    _load(image)
-                    pixels = np.array(_upright(_to_rgb(image), orientation))
+                    _load(image)  # before the orientation, for which Pillow loads some formats and hides what is broken
+                    pixels = np.array(_upright(_to_rgb(image), _orientation(image)))
                 return DecodedImage(pixels)
     except (UnreadableImageError, MemoryError):
         raise
@@ -85,8 +84,8 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> De
 
 
 def _jpeg_pixels(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
-    """Pixels of a sound colour JPEG, the same as Pillow's and a quarter sooner; None: it is left to Pillow."""
-    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB":
+    """Pixels of a sound upright colour JPEG, Pillow's own and a quarter sooner; None: it is left to Pillow."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
     file.seek(0)
     try:

@@ -24,7 +24,7 @@ FREE_KEYS = (
     *("on_nonfinite", "patience"),
 )
 # parameters that came later, at the value that means what was done before: what was made then keeps its identity
-_LATER = (("num_permutations", None), ("dtype", "float32"))
+_LATER = (("num_permutations", None), ("dtype", "float32"), ("colours", "loader"))
 
 
 @dataclass(frozen=True)
