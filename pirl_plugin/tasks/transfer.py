@@ -16,7 +16,7 @@ class Transfer:
     """Copies batches from page-locked memory by a stream of its own.
 
     The host prepares a step while the device still computes the one before. On the computation's own stream the copy
-    would wait for that to end: 67 MB for 256 images with nine patches, some 3 ms of a step that takes 200.
+    would wait for that to end: 67 MB for 256 images with nine patches.
     """
 
     def __init__(self, device: torch.device) -> None:
