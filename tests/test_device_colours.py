@@ -20,6 +20,7 @@ from pirl_plugin.commands import show_views
 from pirl_plugin.data import rotation_views
 from pirl_plugin.data.generated_scenes import GeneratedScenes
 from pirl_plugin.data.loading import KeyedViews, SampledViews
+from pirl_plugin.data.multi_views import ImageViews
 from pirl_plugin.functional.pending_colours import coloured, program_name, view_of
 from pirl_plugin.integrations.vissl import VISSLViews
 from pirl_plugin.registry import build as build_component
@@ -224,3 +225,9 @@ def test_a_momentum_encoder_sees_the_colours() -> None:
 
 def test_the_bfloat16_check_looks_at_views_alone() -> None:
     train(precision="bf16", **changed("device"))
+
+
+@pytest.mark.parametrize("setting", [{"colours": "device"}, {"fast": False}])
+def test_how_views_are_made_is_not_said_of_the_second_alone(setting):
+    with pytest.raises(ValueError, match=f"second_view.{next(iter(setting))}"):
+        ImageViews(second_view=setting)

@@ -14,6 +14,7 @@ TINY = ["method=pirl_32", "dataset=generated_scenes", "dataset.num_images=8", "t
 
 def test_a_folder_that_is_not_there_yet_and_one_of_a_run_are_fine(tmp_path: Path) -> None:
     refuse_unusable_folder(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()  # to look leaves nothing behind
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("{not json")
     refuse_unusable_folder(tmp_path)

@@ -51,6 +51,9 @@ class ImageViews(ImageView):
             raise ValueError("second_view describes a view that num_views=1 does not make.")
         self.num_views, self.view_names, self.num_crops = num_views, view_names, num_crops
         self.crop_size, self.crop_scale = crop_size, ordered("crop_scale", crop_scale)
+        how = sorted({"colours", "fast"} & set(second_view or {}))
+        if how:
+            raise ValueError(f"second_view.{how[0]}: set {how[0]} beside second_view, it is one for all views.")
         problems = check_arguments(PhotometricTransform, second_view or {}, "second_view")
         if problems:
             raise ConfigError(problems)
