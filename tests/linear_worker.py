@@ -111,6 +111,13 @@ class Kept(StreamedProbes):
         }
 
 
+def kept(one: BenchmarkContext, the_plan: Any) -> Kept:
+    """Trained and measured."""
+    probes = Kept(one, the_plan, Targets.of(one))
+    probes.outcomes = probes.run()  # type: ignore[attr-defined]
+    return probes
+
+
 def plan(
     protocol: Protocol = PROTOCOLS["vissl"],
     points: Iterable[GridPoint] = (GridPoint(0.05, 5e-4),),

@@ -194,7 +194,7 @@ def test_no_warnings_leak(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_image(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png").size == (4, 4)
 
 
 def test_truncated_files_stay_errors_where_another_library_allows_them(tmp_path, monkeypatch):

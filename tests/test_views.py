@@ -431,5 +431,7 @@ def test_views_can_be_written_to_without_a_warning():
         others = [ImageViews(view_names=["a", "b"], num_crops=1), RotatedImage(), RotatedImage(rotations="all")]
         puzzles = [JigsawPuzzle(num_permutations=3, colours_of=colours) for colours in ("crop", "patch")]
         for transform in (*patches, EvalView(), *others, ImageAndRotation(), *puzzles):
-            for view in transform(picture(), generator()).values():
+            for name, view in transform(picture(), generator()).items():
+                before = view.clone()
                 view.add_(1)
+                assert torch.equal(view, before + 1), name
