@@ -386,6 +386,24 @@ def test_rankme_uses_the_latest_embeddings() -> None:
     assert task.health["rankme"] == pytest.approx(rankme(torch.cat(batches)[-6:]))
 
 
+def test_rankme_keeps_what_the_next_measurement_looks_at_alone() -> None:
+    """Six embeddings are two batches: those of steps 4 and 5 of five; of every step where it is measured at each."""
+    task, hook = Task(), build_hook({"name": "rankme", "num_embeddings": 6, "every_steps": 5})
+    task.start(hook)
+    kept = []
+    for _ in range(10):
+        task.step()
+        kept.append(len(hook.get_classy_state()["embeddings"]))
+    assert kept == 2 * [0, 0, 0, 1, 0]
+    task, hook = Task(), build_hook({"name": "rankme", "num_embeddings": 6, "every_steps": 1})
+    task.start(hook)
+    batches = [torch.randn(BATCH, 8) for _ in range(3)]
+    for batch in batches:
+        task.step(output={"image": batch})
+        assert len(hook.get_classy_state()["embeddings"]) <= 2
+    assert task.health["rankme"] == pytest.approx(rankme(torch.cat(batches)[-6:]))
+
+
 @pytest.mark.parametrize("value", [math.nan, 0.0])
 def test_rankme_of_unusable_embeddings_does_not_stop_the_run(value: float) -> None:
     task = Task()

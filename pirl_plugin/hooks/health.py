@@ -56,14 +56,34 @@ class RankMeHook(Configurable, ClassyHook):
     def on_step(self, task: ClassyTask) -> None:
         if not task.train or not is_primary():
             return
-        self._keep(task.last_batch.output[self.view])
+        embeddings = task.last_batch.output[self.view].detach().flatten(0, -2)
+        if self.is_within(task, self.num_embeddings, len(embeddings)):
+            self._keep(embeddings)
         if is_update_step(task) and self.steps_until_due(task) == 0:
             self.publish(task)
+            # what the next measurement will not look at would lie in every checkpoint until then
+            if not self.is_within(task, self.num_embeddings, len(embeddings), steps=self._period(task)):
+                self._embeddings.clear()
 
     def steps_until_due(self, task: ClassyTask) -> int:
         """Optimiser steps from the one that the last batch belongs to until the next measurement."""
         step = step_of(task) + (not is_update_step(task))
-        return -step % int(self.every_steps or task.steps_per_epoch)
+        return -step % self._period(task)
+
+    def is_within(self, task: ClassyTask, count: int, batch: int, steps: int | None = None) -> bool:
+        """Whether a batch is among the last that give ``count`` embeddings before a measurement.
+
+        Args:
+            task: what is trained.
+            count: embeddings or images that the measurement looks at.
+            batch: how many a batch has.
+            steps: optimiser steps from the batch to the measurement, where it is not the last batch and the next one.
+        """
+        steps = self.steps_until_due(task) if steps is None else steps
+        return steps < math.ceil(count / max(1, batch * int(getattr(task, "accumulate_steps", 1))))
+
+    def _period(self, task: ClassyTask) -> int:
+        return int(self.every_steps or task.steps_per_epoch)
 
     def publish(self, task: ClassyTask) -> None:
         """Computes the values; waits for the device."""
@@ -74,7 +94,7 @@ class RankMeHook(Configurable, ClassyHook):
 
     def _keep(self, embeddings: Tensor) -> None:
         # a copy: compiled models may write the next batch into the same memory
-        self._embeddings.append(embeddings.detach().flatten(0, -2).to(torch.float32, copy=True))
+        self._embeddings.append(embeddings.to(torch.float32, copy=True))
         if self._embeddings[0].device != embeddings.device:  # of before a resume
             self._embeddings = deque(kept.to(embeddings.device) for kept in self._embeddings)
         while sum(map(len, self._embeddings)) - len(self._embeddings[0]) >= self.num_embeddings:
@@ -132,7 +152,7 @@ class HealthHook(RankMeHook):
             )
 
     def on_step(self, task: ClassyTask) -> None:
-        if task.train and is_primary() and self._in_window(task):
+        if task.train and is_primary() and self.is_within(task, self.num_images, len(task.last_batch.sample["target"])):
             self._search(task)
         super().on_step(task)
 
@@ -143,10 +163,6 @@ class HealthHook(RankMeHook):
         if self._found:
             task.health["retrieval/chance"] = 1 / min(len(task.base_loss.memory_bank.rows), self.max_rows)
         self._found = {}
-
-    def _in_window(self, task: ClassyTask) -> bool:
-        images = len(task.last_batch.sample["target"]) * int(getattr(task, "accumulate_steps", 1))
-        return self.steps_until_due(task) < math.ceil(self.num_images / max(1, images))
 
     def _search(self, task: ClassyTask) -> None:
         bank = getattr(task.base_loss, "memory_bank", None)
