@@ -78,7 +78,7 @@ def perform(job: Job, entry: Entry) -> Outcome:
     """
     forget_outcome(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
-    start, command = time.time(), ""
+    start, command = time.monotonic(), ""
     with (job.folder / CONSOLE).open("w", encoding="utf-8") as console, _printing_to(console):
         try:
             arguments = job.arguments()
@@ -92,7 +92,7 @@ def perform(job: Job, entry: Entry) -> Outcome:
         raise Preempted
     if code == INTERRUPTED:
         raise KeyboardInterrupt  # no outcome: the run goes on when the sweep does
-    seconds = round(time.time() - start, 1)
+    seconds = round(time.monotonic() - start, 1)
     state, reason = (FINISHED, "") if code == 0 else (FAILED, _reason(job.folder / CONSOLE, code))
     outcome = Outcome(job.run.id, state, reason, seconds, command)
     write_outcome(job.folder, outcome)
