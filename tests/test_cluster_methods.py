@@ -20,18 +20,20 @@ from pirl_plugin.weights.files import read_weights
 
 
 class Watch(ClassyHook):
-    """Losses, and what the loss keeps after each step."""
+    """Losses, what is logged beside them, and what the loss keeps after each step."""
 
     on_start = on_phase_start = on_phase_end = on_end = ClassyHook._noop
 
     def __init__(self) -> None:
         super().__init__()
         self.losses: list[float] = []
+        self.statistics: list[dict[str, float]] = []
         self.states: list[dict[str, torch.Tensor]] = []
         self.without_gradient: list[list[str]] = []
 
     def on_step(self, task: Any) -> None:
         self.losses.append(float(task.last_batch.loss))
+        self.statistics.append({name: float(value) for name, value in task.base_loss.last_statistics.items()})
         self.states.append({name: value.clone() for name, value in task.base_loss.state_dict().items()})
         named = [*task.base_model.named_parameters(), *task.base_loss.named_parameters()]
         self.without_gradient.append([name for name, p in named if p.grad is None or not p.grad.any()])
@@ -88,6 +90,7 @@ def test_a_resume_is_exact(method: str, step: int, tmp_path: Path) -> None:
     torch.manual_seed(99)
     resumed = run(config, pieces_watch, saved=saved)
     assert pieces_watch.losses == whole_watch.losses[step:]
+    assert pieces_watch.statistics == whole_watch.statistics[step:]
     assert_identical(everything(whole), everything(resumed))
 
 

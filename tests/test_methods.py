@@ -62,17 +62,20 @@ FALLS_ELSEWHERE = ("barlow_twins_32", "moco_v1_32", "moco_v2_32", "vicreg_32")
 
 
 class Watch(ClassyHook):
-    """Losses of all steps, and the parameters that have had a gradient."""
+    """Losses and statistics of all steps, and the parameters that have had a gradient."""
 
     on_start = on_phase_start = on_phase_end = on_end = ClassyHook._noop
 
     def __init__(self) -> None:
         super().__init__()
         self.losses: list[float] = []
+        self.statistics: list[dict[str, float]] = []
         self.moved: set[str] = set()
 
     def on_step(self, task: SSLPretrainingTask) -> None:
         self.losses.append(float(task.last_batch.loss))
+        statistics = getattr(task.base_loss, "last_statistics", {})
+        self.statistics.append({name: float(value) for name, value in statistics.items()})
         self.moved |= {name for name, p in trained(task).items() if p.grad is not None and p.grad.any()}
 
 
@@ -115,6 +118,7 @@ def test_a_method_learns_and_goes_on_where_it_stopped(method: str, tmp_path: Pat
     torch.manual_seed(99)
     resumed, rest = run(method, tmp_path / "again", middle)
     assert rest.losses == watch.losses[STEPS // 2 :]
+    assert rest.statistics == watch.statistics[STEPS // 2 :]
     again = read_weights(checkpoints(tmp_path / "again")[-1])
     for part in ("base_model", "loss", "optimizer"):
         assert_identical(flat(last["classy_state_dict"][part]), flat(again["classy_state_dict"][part]))

@@ -161,8 +161,11 @@ class DeepClusterV2Loss(Configurable, ClassyLoss):
             images_seen: not needed.
         """
         self._ready = True
-        if int(self.assigned_epoch) == epoch:  # entered again in its middle: the clusters are those of the checkpoint
-            return
+        if int(self.assigned_epoch) != epoch:  # or it is entered again in its middle, with the checkpoint's clusters
+            self._assign(epoch)
+        self.last_statistics["clusters_used"] = self._fraction_used()
+
+    def _assign(self, epoch: int) -> None:
         ids = self.written.nonzero().squeeze(1)
         if len(ids) == 0:
             raise RuntimeError("The memory is empty: write it with after_step before the first epoch.")
@@ -175,10 +178,10 @@ class DeepClusterV2Loss(Configurable, ClassyLoss):
             centroids.copy_(spherical_kmeans(rows[own], rows[first], self.kmeans_iterations))
             self.assignments[index, ids] = all_gather_rows(nearest(rows[own], centroids))
         self.assigned_epoch.fill_(epoch)
-        self.last_statistics["clusters_used"] = self._fraction_used(ids)
 
-    def _fraction_used(self, ids: Tensor) -> Tensor:
-        of_each = zip(self.assignments[:, ids], self.centroids, strict=True)
+    def _fraction_used(self) -> Tensor:
+        assigned = self.assignments[:, self.assignments[0] != _NOT_ASSIGNED]
+        of_each = zip(assigned, self.centroids, strict=True)
         return torch.stack([(a.bincount(minlength=len(c)) > 0).float().mean() for a, c in of_each]).mean()
 
     @torch.no_grad()
