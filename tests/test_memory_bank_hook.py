@@ -139,3 +139,10 @@ def test_the_host_s_task_with_test_phases_writes_in_training_only(period: int, w
     testing = ["test", "read"] * 2 + ["test"]  # the last call finds no batch any more
     assert events == (training + testing) * 2
     assert events.count("write") == writes
+
+
+@pytest.mark.parametrize("name", ["memory_bank_update", "rankme"])
+def test_a_view_that_the_model_does_not_give_is_refused(name: str) -> None:
+    hooks = {"memory_bank_update": {}, name: {"view": "imgae"}}
+    with pytest.raises(ValueError, match=rf"{name}\.view must be .* \(image, patches\), got 'imgae'"):
+        train(loss=LOSS, hooks=[{"name": hook, **settings} for hook, settings in hooks.items()])

@@ -15,6 +15,7 @@ from torch import Tensor
 from pirl_plugin.distributed import is_primary
 from pirl_plugin.functional.rankme import rankme
 from pirl_plugin.hooks.memory_bank_update import MemoryBankUpdateHook
+from pirl_plugin.hooks.outputs import output_of
 from pirl_plugin.hooks.scalars import is_update_step, step_of
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import PositiveInt, checked
@@ -56,7 +57,7 @@ class RankMeHook(Configurable, ClassyHook):
     def on_step(self, task: ClassyTask) -> None:
         if not task.train or not is_primary():
             return
-        embeddings = task.last_batch.output[self.view].detach().flatten(0, -2)
+        embeddings = output_of(task, self.view, "rankme").flatten(0, -2)
         if self.is_within(task, self.num_embeddings, len(embeddings)):
             self._keep(embeddings)
         if is_update_step(task) and self.steps_until_due(task) == 0:

@@ -9,6 +9,7 @@ from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
 from torch import Tensor
 
+from pirl_plugin.hooks.outputs import output_of
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import checked
 
@@ -53,8 +54,8 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
         """Writes what the last optimiser step has seen."""
         if not task.train:
             return
-        batch = task.last_batch
-        self._waiting.append((batch.sample["target"], finite_if_skipped(task, batch.output[self.view].detach())))
+        embeddings = output_of(task, self.view, "memory_bank_update")
+        self._waiting.append((task.last_batch.sample["target"], finite_if_skipped(task, embeddings)))
         if optimizer_stepped(task):
             ids, embeddings = zip(*self._waiting, strict=True)
             self._waiting = []
