@@ -57,9 +57,9 @@ class MemoryBankUpdateHook(Configurable, ClassyHook):
         embeddings = output_of(task, self.view, "memory_bank_update")
         self._waiting.append((task.last_batch.sample["target"], finite_if_skipped(task, embeddings)))
         if optimizer_stepped(task):
-            ids, embeddings = zip(*self._waiting, strict=True)
+            ids, waiting = zip(*self._waiting, strict=True)
             self._waiting = []
-            task.base_loss.memory_bank.update(torch.cat(ids), torch.cat(embeddings))
+            task.base_loss.memory_bank.update(torch.cat(ids), torch.cat(waiting))
 
 
 def finite_if_skipped(task: ClassyTask, embeddings: Tensor) -> Tensor:
