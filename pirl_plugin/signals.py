@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -53,3 +54,20 @@ def keep_torchrun_from_restarting() -> None:
     if os.environ.get("LOCAL_RANK") == "0":
         os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(5)  # until torchrun ends this process; one that ends before that would be started again
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, killed or not.
+
+    Looking at ``os.getppid()``, as torch's loaders do, is not enough: that is the fork server where processes are
+    started by one (Python's own way from 3.14 on), and it lives on as long as one of its children does.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end_with_parent", daemon=True).start()

@@ -2,7 +2,11 @@
 
 import itertools
 import pickle
+import subprocess
+import sys
+import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +138,20 @@ class TestSampledViews:
             seen.append({worker.pid for worker in helped._loader._iterator._workers})
         assert seen[0] == seen[1] == seen[2]
         assert any(flags for _, _, flags in content(alone.iterator()))
+
+    @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+    def test_workers_end_with_a_training_that_is_killed(self, context):
+        """torch's own watch does not see it where a fork server is the workers' parent."""
+        command = [sys.executable, str(Path(__file__).with_name("loader_parent.py")), context]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            workers = [Path("/proc") / pid for pid in parent.stdout.readline().split()]
+            assert len(workers) == 2
+            assert all(worker.exists() for worker in workers)
+            parent.kill()
+            end = time.monotonic() + 20
+            while any(worker.exists() for worker in workers) and time.monotonic() < end:
+                time.sleep(0.05)
+        assert not any(worker.exists() for worker in workers)
 
     def test_an_epoch_left_early_does_not_spill_into_the_next(self):
         helped = sampled(num_workers=2, total=60)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.functional.pending_colours import coloured
+from pirl_plugin.signals import end_with_parent
 
 Views = dict[str, torch.Tensor]
 Transform = Callable[[Image.Image, np.random.Generator], Views]
@@ -326,10 +327,12 @@ _LONGEST_STEP = 20  # seconds
 
 
 def _begin_worker(worker_id: int) -> None:
-    """One thread; and told to stop, as a cluster tells all processes of a job, it goes on for a while.
+    """One thread, and no longer than the training lives.
 
-    The training then finishes its step, for which it needs its data.
+    Told to stop, as a cluster tells all processes of a job, it goes on for a while: the training finishes its step, for
+    which it needs its data.
     """
     torch.set_num_threads(1)
+    end_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LONGEST_STEP))  # which ends the process
