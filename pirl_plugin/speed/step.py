@@ -177,7 +177,7 @@ def _start(settings: Settings) -> Row:
 
 
 def _two_processes(settings: Settings) -> Row:
-    """``tools/train.py`` alone and under torchrun in turns, one thread a process, by what it logs of its later steps."""
+    """``tools/train.py`` alone and under torchrun in turns, one thread a process; by its own log, first steps aside."""
     steps, warm_up, turns = (8, 3, 1) if settings.quick else (16, 6, 3)
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
