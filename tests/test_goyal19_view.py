@@ -7,22 +7,18 @@ import torch
 from PIL import Image
 
 from pirl_plugin.benchmarks.training import augmented_view
+from pirl_plugin.data.loading import Transform
 from pirl_plugin.registry import build
 
 
+def without_jitter(lighting: float) -> Transform:
+    colours = dict.fromkeys(("brightness", "contrast", "saturation"), 0.0)
+    return build("transform", {"name": "goyal19_view", "image_size": 8, "lighting": lighting, **colours})
+
+
 def test_lighting_shifts_all_pixels_alike_along_the_principal_colours():
-    """A grey image without jitter: what is added is the same everywhere, of variance sum (255 * 0.1 * v_i * e_i)^2."""
-    view = build(
-        "transform",
-        {
-            "name": "goyal19_view",
-            "image_size": 8,
-            "brightness": 0.0,
-            "contrast": 0.0,
-            "saturation": 0.0,
-            "lighting": 0.5,
-        },
-    )
+    """A grey image without jitter: what is added is the same everywhere, of variance sum (255 * 0.5 * v_i * e_i)^2."""
+    view = without_jitter(lighting=0.5)
     grey = Image.new("RGB", (16, 16), (128,) * 3)
     views = torch.stack([view(grey, np.random.default_rng(seed))["image"] for seed in range(400)]).float()
     assert float((views - views[:, :, :1, :1]).abs().max()) == 0
@@ -36,17 +32,7 @@ def test_lighting_shifts_all_pixels_alike_along_the_principal_colours():
 
 def test_without_colours_it_is_the_plain_training_view():
     plain = build("transform", augmented_view(8))
-    ours = build(
-        "transform",
-        {
-            "name": "goyal19_view",
-            "image_size": 8,
-            "brightness": 0.0,
-            "contrast": 0.0,
-            "saturation": 0.0,
-            "lighting": 0.0,
-        },
-    )
+    ours = without_jitter(lighting=0.0)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     for seed in range(5):
         assert torch.equal(*(view(image, np.random.default_rng(seed))["image"] for view in (plain, ours)))
