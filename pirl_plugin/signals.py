@@ -15,20 +15,40 @@ from types import FrameType
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
+CTRL_C = signal.SIGINT.name
+_SAME_KEY_PRESS = 2.0  # seconds: torchrun hands on what the terminal has sent to all processes already
+
+
 @contextlib.contextmanager
-def told_to_stop(note: Callable[[str], None]) -> Iterator[None]:
+def told_to_stop(note: Callable[[str], None], ctrl_c: bool = False) -> Iterator[None]:
     """Calls ``note`` with the signal's name for each of ``STOPPING``, while the block runs.
 
     Only a program's main thread can take signals; in another one this does nothing.
+
+    Args:
+        note: called in the middle of whatever runs.
+        ctrl_c: for Ctrl-C, too, which raises ``KeyboardInterrupt`` only when it is pressed again. An exception may be
+            lost where Python ignores it, in a finaliser, say, and may come in the middle of a step. Where Ctrl-C is
+            ignored, as by a shell's background jobs, it stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked: list[float] = []
 
     def take(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            asked.append(time.monotonic())
+            if asked[-1] - asked[0] > _SAME_KEY_PRESS:
+                raise KeyboardInterrupt
+            if len(asked) > 1:
+                return
         note(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, take) for number in STOPPING}
+    listened: tuple[signal.Signals, ...] = STOPPING
+    if ctrl_c and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        listened = (*STOPPING, signal.SIGINT)
+    before = {number: signal.signal(number, take) for number in listened}
     try:
         yield
     finally:

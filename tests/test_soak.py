@@ -42,8 +42,13 @@ def test_the_comparison_can_tell(starter: Starter, tmp_path: Path) -> None:
     assert {"base_model", "loss", "random"} <= {name.partition("/")[0] for name in found}
 
 
-def test_workers_do_not_keep_a_run_that_was_told_to_stop(starter: Starter, tmp_path: Path) -> None:
-    """A cluster tells all processes of a job, those that load images too."""
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_workers_do_not_keep_a_run_that_was_told_to_stop(
+    starter: Starter, tmp_path: Path, number: signal.Signals, code: int, words: str
+) -> None:
+    """A cluster tells all processes of a job, those that load images too, and so does Ctrl-C in a terminal."""
     run_dir = tmp_path / "run"
     often = ["num_epochs=100000", "num_workers=2", "log_every=1", f"run_dir={run_dir}"]
     made = starter.start([*SMALL, "batch_size=8", *often], tmp_path / "log")
@@ -52,11 +57,27 @@ def test_workers_do_not_keep_a_run_that_was_told_to_stop(starter: Starter, tmp_p
     children = Path(f"/proc/{main_process}/task/{main_process}/children").read_text().split()
     for pid in [*map(int, children), main_process]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    assert made.wait(120) == [75], made.said()
-    assert "stopped by SIGTERM after step" in made.said()
+            os.kill(pid, number)
+    assert made.wait(120) == [code], made.said()
+    last = made.said().splitlines()[-1]
+    assert last.startswith(f"{words} after step ")
     assert "Traceback" not in made.said()
-    assert len(checkpoints(run_dir)) > 0
+    step = int(last.removeprefix(f"{words} after step ").partition(":")[0])
+    assert checkpoints(run_dir)[-1].name == f"step_{step:09d}.pt"
+
+
+def test_ctrl_c_ends_all_ranks_after_the_same_step(starter: Starter, tmp_path: Path) -> None:
+    """Each gets it at another moment, and then once more from torchrun."""
+    run_dir = tmp_path / "run"
+    often = ["num_epochs=100000", "log_every=1", f"run_dir={run_dir}"]
+    made = starter.start([*SMALL, "batch_size=4", *often], tmp_path / "log", ranks=2)
+    assert made.until(lambda: steps_logged(run_dir) > 1), made.said()
+    for rank in (1, 0, 0, 1):
+        made.send(signal.SIGINT, rank)
+    assert made.wait(120) == [130, 130], made.said()
+    assert made.said().count("interrupted after step ") == 1
+    assert "Traceback" not in made.said()
+    assert len(checkpoints(run_dir)) == 1
 
 
 def test_another_number_of_ranks_goes_on_and_says_what_differs(starter: Starter, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from test_checkpoint_resume import COMMAND, metrics
 from pirl_plugin import signals
 from pirl_plugin.commands import running, train
 from pirl_plugin.commands.run_lock import NAME, FolderInUseError, locked
-from pirl_plugin.commands.running import PREEMPTED
+from pirl_plugin.commands.running import INTERRUPTED, PREEMPTED
 from pirl_plugin.commands.train import main
 from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS, LOST, Heartbeat
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -34,9 +34,16 @@ from pirl_plugin.sweep.submitit_launcher import _Preemption
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 3)])
+@pytest.mark.parametrize(
+    ("number", "step", "code", "words"),
+    [
+        (signal.SIGTERM, 2, PREEMPTED, "stopped by SIGTERM"),
+        (signal.SIGUSR1, 3, PREEMPTED, "stopped by SIGUSR1"),
+        (signal.SIGINT, 2, INTERRUPTED, "interrupted"),
+    ],
+)
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int, code: int, words: str
 ) -> None:
     """In the middle of an epoch of 3 steps, and at its end; no periodic checkpoint would be there."""
     folder, before = tmp_path / "run", signal.getsignal(number)
@@ -51,11 +58,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code(
     with monkeypatch.context() as patch:
         patch.setattr(MetricsJsonlHook, "write", tell)
         outcome = run(main, quiet)
-    assert outcome.code == PREEMPTED == 75
+    assert (outcome.code, PREEMPTED, INTERRUPTED) == (code, 75, 130)
     saved = folder / "checkpoints" / f"step_{step:09d}.pt"
-    assert outcome.err.splitlines()[-1] == (
-        f"stopped by {number.name} after step {step}: the same command goes on from {saved}"
-    )
+    assert outcome.err.splitlines()[-1] == (f"{words} after step {step}: the same command goes on from {saved}")
     assert checkpoints(folder) == [saved]
     assert signal.getsignal(number) is before
     again = run(main, quiet)
@@ -80,6 +85,32 @@ def test_handlers_are_put_back_and_other_threads_take_no_signals() -> None:
     thread.start()
     thread.join()
     assert heard[-1] == "in a thread"
+
+
+def test_ctrl_c_is_noted_once_and_raises_when_it_is_pressed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun sends it a second time at once: that is the same one."""
+    now, heard = [100.0], list[str]()
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    before = signal.getsignal(signal.SIGINT)
+    with told_to_stop(heard.append, ctrl_c=True):
+        for now[0] in (100.0, 100.1, 101.9):
+            signal.raise_signal(signal.SIGINT)
+        assert heard == ["SIGINT"]
+        now[0] = 102.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_stays_ignored_where_it_is() -> None:
+    heard: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with told_to_stop(heard.append, ctrl_c=True):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == []
 
 
 def test_a_preempted_run_of_a_sweep_has_no_outcome(tmp_path: Path) -> None:
@@ -165,15 +196,23 @@ def test_a_run_that_was_told_to_stop_is_not_started_again_by_torchrun(monkeypatc
     assert len(sent) == 1
 
 
-def test_a_signal_before_training_ends_the_command_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGTERM, PREEMPTED, "stopped by SIGTERM before the first step: the same command starts it again"),
+        (signal.SIGINT, INTERRUPTED, "interrupted"),
+    ],
+)
+def test_a_signal_before_training_ends_the_command_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, words: str
+) -> None:
     def slow(task: Any) -> bool:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         return False
 
     monkeypatch.setattr(train, "_resume", slow)
     outcome = run(main, [*COMMAND, f"run_dir={tmp_path}"])
-    assert outcome.code == PREEMPTED
-    assert outcome.err.splitlines()[-1] == "stopped by SIGTERM before the first step: the same command starts it again"
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (code, words)
 
 
 def test_one_process_of_several_says_what_ended_them_all(

@@ -6,7 +6,6 @@ import json
 import logging
 import runpy
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -172,8 +171,8 @@ class SlowJob:
             perform(self.job, self.entry)
         return self.over
 
-    def interrupt(self) -> None:
-        pass
+    def interrupt(self) -> bool:
+        return True
 
     def stop(self) -> None:
         self.launcher.stopped += 1
@@ -204,8 +203,8 @@ class Gone:
     def is_over(self) -> bool:
         return True
 
-    def interrupt(self) -> None:
-        pass
+    def interrupt(self) -> bool:
+        return True
 
     def stop(self) -> None:
         pass
@@ -238,17 +237,6 @@ def test_progress_without_a_terminal_is_a_line_for_each_change(tmp_path, caplog)
 # -- real processes ----------------------------------------------------------------------------------------------------
 
 
-def write_and_wait(arguments: Sequence[str]) -> int:
-    settings = dict(argument.split("=", 1) for argument in arguments)
-    folder = Path(settings["run_dir"])
-    with (folder / "beats.txt").open("a") as file:
-        for _ in range(200):
-            file.write("x")
-            file.flush()
-            time.sleep(0.05)
-    return 0
-
-
 def leave_a_checkpoint(arguments: Sequence[str]) -> int:
     return Recorder()(arguments)
 
@@ -278,17 +266,3 @@ def test_local_processes(tmp_path):
     made.run()
     assert set(made.states.values()) == {FINISHED}
     assert json.loads((tmp_path / "a" / "outcome.json").read_text())["id"] == "a"
-
-
-def test_local_processes_end_with_an_interruption(tmp_path):
-    def watch(states: object) -> None:
-        if (tmp_path / "a" / "beats.txt").exists() and (tmp_path / "b" / "beats.txt").exists():
-            raise KeyboardInterrupt
-
-    made = execution(tmp_path, write_and_wait, LocalLauncher(jobs=2))
-    with pytest.raises(KeyboardInterrupt):
-        made.run(watch)
-    before = (tmp_path / "a" / "beats.txt").stat().st_size
-    time.sleep(0.3)
-    assert (tmp_path / "a" / "beats.txt").stat().st_size == before < 200
-    assert read_outcome(tmp_path / "a", "a") is None

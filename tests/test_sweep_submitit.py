@@ -100,9 +100,8 @@ def test_a_preempted_job_is_queued_again_and_an_interrupted_one_ends(tmp_path):
     os.kill(int(found.stdout), signal.SIGUSR2)
     until(lambda: starts.read_text() == "xx")
     assert not handle.is_over()
-    handle.interrupt()
-    handle.stop()
-    assert handle.is_over()
+    assert handle.interrupt()
+    until(handle.is_over)
     assert read_outcome(tmp_path / "a", "a") is None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from pirl_plugin import registry
 from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
 from pirl_plugin.commands import benchmark, train
-from pirl_plugin.commands.running import FAILED, OK, exit_code, log_to
+from pirl_plugin.commands.running import FAILED, OK, Preempted, exit_code, log_to
 from pirl_plugin.commands.show_views import leave_views
 from pirl_plugin.report.build import write_report
 from pirl_plugin.report.plain import for_terminal
 from pirl_plugin.report.sources import Planned, read
 from pirl_plugin.schema import Problem, check_arguments
+from pirl_plugin.signals import told_to_stop
+from pirl_plugin.sweep import jobs
 from pirl_plugin.sweep.estimate import estimate
 from pirl_plugin.sweep.estimate import table as estimates_table
 from pirl_plugin.sweep.plan import BENCHMARK, TRAIN, Run, plan
@@ -30,6 +33,8 @@ from pirl_plugin.text import aligned
 
 log = logging.getLogger(__name__)
 
+_GOES_ON = "the same command goes on"
+
 ENTRIES = {TRAIN: train.main, BENCHMARK: benchmark.main}
 
 _EPILOG = """\
@@ -39,14 +44,14 @@ examples:
   python tools/sweep.py sweep=standard roots.imagenet=DIR roots.voc=DIR launcher=slurm
   python tools/sweep.py sweep=lambda --dry-run                          what would be done
 
-Ctrl-C or a crash loses nothing: the same command goes on. What is finished is never made again.
+Ctrl-C, SIGTERM or a crash loses nothing: the same command goes on. What is finished is never made again.
 sweeps: {sweeps}
 launchers: {launchers}
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 when every run is finished, 1 when one failed, 2 for a mistake in the command."""
+    """Entry point; 0: every run is finished, 1: one failed, 2: a mistake in the command, 75: told to stop."""
     groups = configs.groups()
     parser = argparse.ArgumentParser(
         prog="sweep.py",
@@ -78,7 +83,7 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
     folder = Path(settings.run_dir)
     log_to(folder)
     write_text(configs.to_yaml(config), folder / "config.yaml")
-    with Progress(execution) as progress:
+    with _stopping_in_order(), Progress(execution) as progress:
         execution.run(progress)
     for run in runs:
         outcome = execution.outcome(run)
@@ -86,6 +91,22 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
             log.warning("%s: %s: %s", outcome.state, run.label, outcome.reason)
     report(settings, execution)
     return all(state == FINISHED for state in execution.states.values())
+
+
+@contextlib.contextmanager
+def _stopping_in_order() -> Iterator[None]:
+    """Has signals and Ctrl-C end the runs that are on their way, each of which saves what it has."""
+
+    def end(signal: str) -> None:
+        raise Preempted(f"{signal}: {_GOES_ON}")
+
+    try:
+        with told_to_stop(end):
+            yield
+    except jobs.Preempted:  # by a run in this very process, which took the signal
+        raise Preempted(f"a signal: {_GOES_ON}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f": {_GOES_ON}") from None
 
 
 def report(settings: Sweep, execution: Execution) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pirl_plugin.hooks.checkpoint_files import newest_usable
 from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.records import environment
 from pirl_plugin.registry import completed, lookup
-from pirl_plugin.signals import keep_torchrun_from_restarting, told_to_stop
+from pirl_plugin.signals import CTRL_C, keep_torchrun_from_restarting, told_to_stop
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.tasks.checks import refuse_other_batch_size, refuse_other_dataset
 from pirl_plugin.tasks.stopping import StopRequested
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 _FREE_KEYS = ("run_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "about", "patience")
 # what may change together: their product with the number of processes must not
 _BATCH_KEYS = ("batch_size", "accumulate_steps")
+
+_ENDING = "ending after this step, with a checkpoint; Ctrl-C once more ends at once\n"
 
 _EPILOG = """\
 examples:
@@ -73,7 +76,7 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
     """Composes, checks, builds, resumes where there is something to resume, and trains."""
     orders = _Orders()
     try:
-        with told_to_stop(orders.take):
+        with told_to_stop(orders.take, ctrl_c=True):
             _train(overrides, print_config, orders)
     except StopRequested as error:
         raise Preempted(f"{error.reason} before the first step: the same command starts it again") from None
@@ -142,11 +145,13 @@ class _Orders:
         """Hears one.
 
         Raises:
-            StopRequested: nothing would be lost.
+            StopRequested, KeyboardInterrupt: nothing would be lost.
         """
         if self.note is None:
-            raise StopRequested(signal)
+            raise KeyboardInterrupt if signal == CTRL_C else StopRequested(signal)
         self.note(signal)
+        if signal == CTRL_C and is_launched_primary():
+            os.write(2, _ENDING.encode())  # a logger may be in the middle of a line
 
 
 @contextlib.contextmanager
@@ -159,6 +164,8 @@ def _words_for_the_end(task: SSLPretrainingTask) -> Iterator[None]:
         finally:
             steps = task.images_seen // task.simulated_global_batchsize if task.simulated_global_batchsize else 0
     except StopRequested as error:
+        if error.reason == CTRL_C:
+            raise KeyboardInterrupt(f" {_after(task, steps)}") from None
         raise Preempted(f"{error.reason} {_after(task, steps)}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f" {_after(task, steps)}") from None

@@ -329,10 +329,11 @@ _LONGEST_STEP = 20  # seconds
 def _begin_worker(worker_id: int) -> None:
     """One thread, and no longer than the training lives.
 
-    Told to stop, as a cluster tells all processes of a job, it goes on for a while: the training finishes its step, for
-    which it needs its data.
+    Told to stop, as a cluster tells all processes of a job and Ctrl-C all of a terminal, it goes on for a while: the
+    training finishes its step, for which it needs its data.
     """
     torch.set_num_threads(1)
     end_with_parent()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LONGEST_STEP))  # which ends the process

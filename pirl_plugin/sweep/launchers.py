@@ -21,12 +21,13 @@ from pirl_plugin.registry import Configurable, register_launcher
 from pirl_plugin.schema import PositiveInt, checked
 from pirl_plugin.signals import children_of, told_to_stop
 from pirl_plugin.sweep import torchrun
-from pirl_plugin.sweep.jobs import PREEMPTED, Entry, Job, perform
+from pirl_plugin.sweep.jobs import INTERRUPTED, PREEMPTED, Entry, Job, Preempted, perform
+from pirl_plugin.sweep.plan import TRAIN
 from pirl_plugin.sweep.state import FAILED, Outcome, write_outcome
 
 _MODULES = {"train": "pirl_plugin.commands.train", "benchmark": "pirl_plugin.commands.benchmark"}
 _TORCHRUNS: list[subprocess.Popen[bytes]] = []  # of this process; torchrun's own processes are in sessions of their own
-_PATIENCE = 10.0  # seconds that an interrupted run has to end; torchrun's processes have more, as it ends them itself
+_TORCHRUNS_PATIENCE = 30.0  # seconds that torchrun has to end its processes
 
 
 class Handle(Protocol):
@@ -35,11 +36,11 @@ class Handle(Protocol):
     def is_over(self) -> bool:
         """Whether it has ended, in whatever way; its outcome lies in its folder, or it died."""
 
-    def interrupt(self) -> None:
-        """Asks it to end, as Ctrl-C does."""
+    def interrupt(self) -> bool:
+        """Asks it to end, a training once it has saved its state; False: it goes on, without the sweep too."""
 
     def stop(self) -> None:
-        """Waits a moment for it to end, then ends it by force."""
+        """Ends it by force, where it has not ended."""
 
 
 class Launcher(Configurable, ABC):
@@ -70,8 +71,8 @@ class _Over:
     def is_over(self) -> bool:
         return True
 
-    def interrupt(self) -> None:
-        pass
+    def interrupt(self) -> bool:
+        return True
 
     def stop(self) -> None:
         pass
@@ -125,7 +126,6 @@ class LocalLauncher(Launcher):
         self.context: Any = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(_MODULES.values()))
         self._running: list[tuple[int, Any]] = []
-        self.patience = _PATIENCE
         # nobody writes into it: that its writing end is closed tells the jobs that this process is gone, killed or not
         self._sweep_lives, self._writer = self.context.Pipe(duplex=False)
 
@@ -138,7 +138,7 @@ class LocalLauncher(Launcher):
         process = self.context.Process(target=_perform_alone, args=what, daemon=False)
         process.start()
         self._running.append((gpu, process))
-        return _Process(process, self.patience)
+        return _Process(process, signal.SIGTERM if job.run.command == TRAIN else signal.SIGINT)
 
 
 @register_launcher("torchrun")
@@ -156,7 +156,6 @@ class TorchrunLauncher(LocalLauncher):
         self.nproc_per_node = nproc_per_node
         self.threads = threads or max(1, self.threads // nproc_per_node)
         self.gpus = 0  # torchrun's processes choose their own
-        self.patience = 4 * _PATIENCE
 
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:
         """See ``Launcher.start``."""
@@ -203,38 +202,37 @@ def _end_torchrun(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(timeout=3 * _PATIENCE)
+            process.wait(timeout=_TORCHRUNS_PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 class _Process:
-    """A job in a process that leads a group of its own."""
+    """A job in a process that leads a group of its own; ``asks`` is the signal that it ends at in good order."""
 
-    def __init__(self, process: Any, patience: float = _PATIENCE) -> None:
-        self.process, self.patience = process, patience
+    def __init__(self, process: Any, asks: signal.Signals) -> None:
+        self.process, self.asks = process, asks
 
     def is_over(self) -> bool:
         return not self.process.is_alive()
 
-    def interrupt(self) -> None:
-        self._send(signal.SIGINT)
+    def interrupt(self) -> bool:
+        """To the job alone, which ends what it has started itself: loaders, torchrun."""
+        if self.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, self.asks)
+        return True
 
     def stop(self) -> None:
-        self.process.join(timeout=self.patience)
-        self._send(signal.SIGKILL)
+        """With its whole group, torchrun included, or alone where it has just started and leads none yet."""
+        if self.process.is_alive():
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.process.pid, signal.SIGKILL)
         self.process.join()
-
-    def _send(self, what: signal.Signals) -> None:
-        """To the group, torchrun included, or to a process that has just started and leads none yet."""
-        if not self.process.is_alive():
-            return
-        try:
-            os.killpg(self.process.pid, what)
-        except ProcessLookupError:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, what)
 
 
 def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int, sweep_lives: Any) -> None:
@@ -247,6 +245,8 @@ def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int, sweep_lives: 
             os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
         torch.set_num_threads(threads)
         perform(job, entry)
+    except KeyboardInterrupt as interruption:  # the run has said so in its console
+        sys.exit(PREEMPTED if isinstance(interruption, Preempted) else INTERRUPTED)
     except Exception as error:  # before or after the command: no folder, a full disk
         write_outcome(job.folder, Outcome(job.run.id, FAILED, f"{type(error).__name__}: {error}"))
         raise

@@ -25,6 +25,8 @@ from pirl_plugin.sweep.state import (
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 60.0  # seconds that jobs have to end: a training finishes its step and writes its checkpoint
+
 Watch = Callable[[Mapping[str, str]], None]
 
 
@@ -66,7 +68,7 @@ class Execution:
     def run(self, watch: Watch = lambda states: None, every: float = 0.2) -> None:
         """Makes everything that is not finished; ``watch`` sees the states now and then.
 
-        What is running is stopped when this is interrupted.
+        What is running ends when this is interrupted, trainings once they have saved their state.
         """
         try:
             while any(state in (WAITING, RUNNING) for state in self.states.values()):
@@ -75,12 +77,22 @@ class Execution:
                 if not moved:
                     time.sleep(every)
         except BaseException:
-            for handle in self._handles.values():
-                handle.interrupt()
-            for handle in self._handles.values():
-                handle.stop()
+            self._end()
             raise
         watch(self.states)
+
+    def _end(self) -> None:
+        """Lets the jobs end in good order; one that takes too long, or all when interrupted again, by force."""
+        ending = [handle for handle in self._handles.values() if handle.interrupt()]
+        if ending:
+            log.info("ending %d running, at most %.0f s; once more ends at once", len(ending), _PATIENCE)
+        end = time.monotonic() + _PATIENCE
+        try:
+            while time.monotonic() < end and not all(handle.is_over() for handle in ending):
+                time.sleep(0.05)
+        finally:
+            for handle in ending:
+                handle.stop()
 
     def _collect(self) -> int:
         """Takes in the jobs that have ended."""

@@ -213,21 +213,18 @@ class Submitted:
         self._over_since = self._over_since or time.monotonic()
         return time.monotonic() - self._over_since > _LATE
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> bool:
         """Ends a job on this machine; a cluster's stays."""
         if self.cluster == "slurm":
             log.info("job %s goes on (scancel %s ends it): %s", self.job_id, self.job_id, self.job.run.label)
-        elif self._is_running_here():
+            return False
+        if self._is_running_here():
             os.kill(int(self.job_id), signal.SIGINT)
+        return True
 
     def stop(self) -> None:
-        """Waits for an interrupted job on this machine, then ends it by force."""
-        if self.cluster != "local":
-            return
-        end = time.monotonic() + 10
-        while self._is_running_here() and time.monotonic() < end:
-            time.sleep(0.05)
-        if self._is_running_here():
+        """Ends a job on this machine by force, where it has not ended."""
+        if self.cluster == "local" and self._is_running_here():
             for pid in [*children_of(int(self.job_id)), int(self.job_id)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
