@@ -62,7 +62,7 @@ def builds_method(option: str, tmp_path: Path) -> None:
     )
 
 
-OWN_RATES = {"byol_32": 0.5, "simsiam_32": 0.5}
+OWN_RATES = {"byol_32": 0.5, "simsiam_32": 0.5, "swav_32": 0.5}
 """Small variants with a learning rate of their own; why stands in each."""
 
 
