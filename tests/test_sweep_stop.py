@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pirl_plugin.commands.running import PREEMPTED
+from pirl_plugin.commands.running import PREEMPTED, Preempted
+from pirl_plugin.commands.sweep import _stopping_in_order
 from pirl_plugin.signals import told_to_stop
 from pirl_plugin.sweep import run as sweep_run
 from pirl_plugin.sweep.launchers import LocalLauncher
@@ -95,6 +97,20 @@ def test_interrupted_once_more_it_does_not_wait(tmp_path, monkeypatch):
     start = time.monotonic()
     interrupt_when_all_run(tmp_path, stubborn)
     assert time.monotonic() - start < LONG / 4
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [(signal.SIGTERM, Preempted, "SIGTERM: the same"), (signal.SIGINT, KeyboardInterrupt, ": the same")],
+)
+def test_a_run_in_this_process_cannot_take_the_end_for_its_own_failure(number, kind, words):
+    def swallow() -> None:
+        with contextlib.suppress(Exception):
+            signal.raise_signal(number)
+        pytest.fail("went on")
+
+    with pytest.raises(kind, match=f"^{words} command goes on$"), _stopping_in_order():
+        swallow()
 
 
 SWEEP = ["sweep=demo", "methods=[npid_32]", "benchmarks=[knn]", "train.dataset.num_images=32", "train.batch_size=16"]

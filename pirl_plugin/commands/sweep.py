@@ -96,16 +96,20 @@ def sweep(overrides: Sequence[str], dry_run: bool = False) -> bool:
 @contextlib.contextmanager
 def _stopping_in_order() -> Iterator[None]:
     """Has signals and Ctrl-C end the runs that are on their way, each of which saves what it has."""
+    told: list[str] = []
 
     def end(signal: str) -> None:
-        raise Preempted(f"{signal}: {_GOES_ON}")
+        told.append(signal)
+        raise KeyboardInterrupt  # no Exception, which a run in this very process might take for its own failure
 
     try:
         with told_to_stop(end):
             yield
-    except jobs.Preempted:  # by a run in this very process, which took the signal
-        raise Preempted(f"a signal: {_GOES_ON}") from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, jobs.Preempted):  # a training in this very process took the signal
+            told.append("a signal")
+        if told:
+            raise Preempted(f"{told[0]}: {_GOES_ON}") from None
         raise KeyboardInterrupt(f": {_GOES_ON}") from None
 
 

@@ -78,8 +78,10 @@ def train(overrides: Sequence[str], print_config: bool = False) -> None:
     try:
         with told_to_stop(orders.take, ctrl_c=True):
             _train(overrides, print_config, orders)
-    except StopRequested as error:
-        raise Preempted(f"{error.reason} before the first step: the same command starts it again") from None
+    except KeyboardInterrupt:
+        if orders.ended_by in (None, CTRL_C):
+            raise
+        raise Preempted(f"{orders.ended_by} before the first step: the same command starts it again") from None
 
 
 def _train(overrides: Sequence[str], print_config: bool, orders: _Orders) -> None:
@@ -136,19 +138,22 @@ class _Orders:
 
     Attributes:
         note: called with the signal's name once there is something to save.
+        ended_by: name of the signal that came before that.
     """
 
     def __init__(self) -> None:
         self.note: Callable[[str], None] | None = None
+        self.ended_by: str | None = None
 
     def take(self, signal: str) -> None:
         """Hears one.
 
         Raises:
-            StopRequested, KeyboardInterrupt: nothing would be lost.
+            KeyboardInterrupt: nothing would be lost. It is no ``Exception``, which readers of images take for damage.
         """
         if self.note is None:
-            raise KeyboardInterrupt if signal == CTRL_C else StopRequested(signal)
+            self.ended_by = signal
+            raise KeyboardInterrupt
         self.note(signal)
         if signal == CTRL_C and is_launched_primary():
             os.write(2, _ENDING.encode())  # a logger may be in the middle of a line
