@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes would only fight for the cores
@@ -18,6 +20,9 @@ import pirl_plugin  # noqa: F401  (registers all components)
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+if threading.current_thread() is threading.main_thread():
+    # a shell has what it runs in the background ignore Ctrl-C, and the tests would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
