@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,27 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> Outco
         except SystemExit as end:  # argparse
             code = end.code if isinstance(end.code, int) else 1
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def signalled(tool: Path, arguments: Sequence[str], number: signal.Signals, ready: Callable[[], object]) -> Outcome:
+    """The outcome of a tool in a process of its own that gets a signal as soon as ``ready``."""
+    process = subprocess.Popen(
+        [sys.executable, str(tool), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell ignores the signal in what it runs in the background, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        give_up = time.monotonic() + 240
+        while not ready() and process.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    return Outcome(process.returncode, out, err)
 
 
 @contextlib.contextmanager

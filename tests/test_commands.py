@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from run_command import Outcome, run
+from run_command import Outcome, run, signalled
 
 from pirl_plugin import config as configs
 from pirl_plugin import registry
@@ -325,27 +322,12 @@ def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:
 def test_ctrl_c_ends_with_one_line_and_a_whole_checkpoint(tmp_path: Path, repository_root: Path) -> None:
     folder = tmp_path / "run"
     arguments = [*TRAIN, "num_epochs=100000", f"run_dir={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, str(repository_root / "tools" / "train.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        # a shell ignores the signal in what it runs in the background, and that would be inherited by the run
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        give_up = time.monotonic() + 240
-        while len(checkpoints(folder)) < 2 and process.poll() is None and time.monotonic() < give_up:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
-    assert (out, "Traceback" in err) == ("", False)
+    tool = repository_root / "tools" / "train.py"
+    outcome = signalled(tool, arguments, signal.SIGINT, lambda: len(checkpoints(folder)) > 1)
+    assert outcome.code == 130, outcome.err
+    assert (outcome.out, "Traceback" in outcome.err) == ("", False)
     saved = checkpoints(folder)[-1]
     step = int(saved.stem.removeprefix("step_"))
-    assert err.splitlines()[-1] == f"interrupted after step {step}: the same command goes on from {saved}"
+    assert outcome.err.splitlines()[-1] == f"interrupted after step {step}: the same command goes on from {saved}"
     assert read_weights(saved)["classy_state_dict"]["num_updates"] > 0
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.suffix != ".pt"] == []

@@ -205,9 +205,12 @@ def only_check(tool: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", PROGRAMS, ids=[block.place for block in PROGRAMS])
-def test_a_program_of_the_readme(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_of_the_readme(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
+    assert "torch.Size([64, 128])" in capsys.readouterr().out
 
 
 def test_there_are_commands_to_test() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from run_command import signalled
 
 from pirl_plugin.commands.running import PREEMPTED, Preempted
 from pirl_plugin.commands.sweep import _stopping_in_order
@@ -125,26 +124,11 @@ def test_the_command_ends_with_one_line_and_a_checkpoint_of_what_was_running(
 ) -> None:
     store = tmp_path / "store"
     chosen = [*SWEEP, f"launcher={launcher}", f"store={store}", f"run_dir={tmp_path / 'sweep'}"]
-    process = subprocess.Popen(
-        [sys.executable, str(repository_root / "tools" / "sweep.py"), *chosen],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        # a shell ignores the signal in what it runs in the background, and that would be inherited by the sweep
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        end = time.monotonic() + LONG
-        while not list(store.glob("*/metrics.jsonl")) and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert process.returncode == code, err
-    assert err.splitlines()[-1].endswith("the same command goes on")
-    assert "Traceback" not in err
+    tool = repository_root / "tools" / "sweep.py"
+    outcome = signalled(tool, chosen, number, lambda: list(store.glob("*/metrics.jsonl")))
+    assert outcome.code == code, outcome.err
+    assert outcome.err.splitlines()[-1].endswith("the same command goes on")
+    assert "Traceback" not in outcome.err
     assert list(store.glob("*/outcome.json")) == []
     (saved,) = store.glob("*/checkpoints/*.pt")
     assert read_weights(saved)["classy_state_dict"]["num_updates"] > 0
