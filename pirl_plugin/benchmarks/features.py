@@ -210,7 +210,7 @@ def pooled_features(
     """Features of normalised images, float32, by one pass through the trunk for all of them; see ``extract``."""
     layers = [name for name in names if name != EMBEDDING]
     if EMBEDDING in names and context.model is None:
-        raise ValueError("these weights have no image head, so no embedding: use features=trunk.")
+        raise ValueError("these weights have no image head that gives an embedding: use features=trunk.")
     in_bf16 = context.precision == "bf16"
     if in_bf16:  # the layout that its convolutions are fastest in
         images = images.contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pirl_plugin.registry import build
+from pirl_plugin.models.ssl_model import takes_map
+from pirl_plugin.registry import REGISTRIES, build
 from pirl_plugin.weights import files
 from pirl_plugin.weights.convert import grouped
 
@@ -69,11 +70,14 @@ def read_trunk(weights: str, trunk: Mapping[str, Any] | None) -> Weights:
 
 
 def frozen_networks(weights: Weights, seed: int) -> tuple[nn.Module, nn.Module | None]:
-    """The trunk with its weights, and the model around it with the heads that the checkpoint holds, or None.
+    """The trunk with its weights, and the model around it with the heads of the checkpoint that embed images, or None.
 
     Args:
         weights: what to build.
         seed: of random weights.
+
+    Raises:
+        ValueError: a head of the checkpoint is not registered.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -84,13 +88,30 @@ def frozen_networks(weights: Weights, seed: int) -> tuple[nn.Module, nn.Module |
     heads = _at(weights.checkpoint, "classy_state_dict", "base_model", "model", "heads") or {}
     # a file that says nothing of its heads has the image head of PIRL and NPID
     known = weights.pretraining.get("heads") or {"image": {"name": "linear"}}
-    described = {view: config for view, config in known.items() if view in heads}
+    saved = {view: config for view, config in known.items() if view in heads}
+    for config in saved.values():
+        _check_known(config["name"], weights.pretraining.get("plugins"))
+    described = {view: config for view, config in saved.items() if _embeds(config["name"])}
     if not described:
         return _frozen(trunk), None
     model = build("model", {"name": "ssl_model", "trunk": weights.trunk, "heads": described})
     kept = {view: heads[view] for view in described}
     model.set_classy_state({"model": {"trunk": weights.state, "heads": kept}})
     return _frozen(model.trunk), _frozen(model)
+
+
+def _check_known(head: str, plugins: Any) -> None:
+    if head not in REGISTRIES["head"]:
+        named = ",".join(plugins or ["my_package"])
+        raise ValueError(
+            f"the weights have a head {head!r}, which nothing here has registered: name the package that brings it, "
+            f"plugins=[{named}]."
+        )
+
+
+def _embeds(head: str) -> bool:
+    """Whether a head gives one vector for an image, not an answer for each of its places."""
+    return not takes_map(REGISTRIES["head"][head])
 
 
 def _frozen(module: nn.Module) -> nn.Module:

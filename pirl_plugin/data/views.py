@@ -3,7 +3,7 @@
 A view is a pure function of the image and of the generator's state. uint8 all the way: the model normalises on its
 device. A view is ``(3, H, W)``, or ``(V, 3, H, W)`` for several crops or patches that pass through one head. What a
 pretext must know besides pixels (which rotation, which permutation) stands beside the views under a name of its own, as
-int64 of at most one dimension; and so do the programs of a view that is to be coloured on a device (``colours``).
+int64 of any shape; and so do the programs of a view that is to be coloured on a device (``colours``).
 
 A pretext task is one class, put together from four parts: ``draw_crop_box`` and ``crop_resize`` (``crops.py``),
 ``draw_programs`` (``photometric.py``) and ``apply_programs`` (``photometric_fused.py``). Here are the parts of all

@@ -3,6 +3,9 @@
 A head maps the last dimension and keeps those before it, so that it takes one image ``(B, C)`` as well as several crops
 ``(B, V, C)``; only heads that join patches consume V. One that gives several embeddings returns them by name, the
 one that benchmarks use under ``""``: ``{"": projection, "prediction": prediction}``.
+
+A head for a pretext that answers for each place of the image (colorization) says so with ``takes_map = True`` in its
+class: it gets the map before the pooling, ``(B, C, h, w)`` or ``(B, V, C, h, w)``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -82,8 +83,8 @@ class SSLModel(Configurable, ClassyModel):
 
         Returns:
             ``{view: (B, dim)}``, or ``(B, V, dim)`` where the head keeps crops apart, for the views that came, in their
-            order. A head that gives several embeddings adds ``view/name`` for each after the first. What is no pixels
-            comes back as it is.
+            order; a head that takes the trunk's map gives what it makes of that. A head that gives several embeddings
+            adds ``view/name`` for each after the first. What is no pixels comes back as it is.
 
         Raises:
             ValueError: a view that has no head, or of another shape.
@@ -99,7 +100,8 @@ class SSLModel(Configurable, ClassyModel):
 
     def embed(self, view: str, x: Tensor, trunk: nn.Module, heads: nn.ModuleDict) -> dict[str, Tensor]:
         """Embeddings of one view by a trunk and heads of the model's kind, by their names in the output."""
-        found = heads[self.head_of(view)](self._trunk_features(view, x, trunk))
+        head = heads[self.head_of(view)]
+        found = head(self._trunk_features(view, x, trunk, pooled=not takes_map(head)))
         if not isinstance(found, Mapping):
             return {view: found}
         return {f"{view}/{name}" if name else view: embedding for name, embedding in found.items()}
@@ -122,15 +124,19 @@ class SSLModel(Configurable, ClassyModel):
         """Compiles the trunk in place with ``torch.compile``."""
         self.trunk.compile()
 
-    def _trunk_features(self, view: str, x: Tensor, trunk: nn.Module) -> Tensor:
-        """``(B, C)`` for images, ``(B, V, C)`` for crops or patches, which the trunk sees as one batch of ``B * V``."""
+    def _trunk_features(self, view: str, x: Tensor, trunk: nn.Module, pooled: bool) -> Tensor:
+        """``(B, C)`` for images, ``(B, V, C)`` for crops or patches, which the trunk sees as one batch of ``B * V``.
+
+        Not pooled, ``(B, C, h, w)`` or ``(B, V, C, h, w)``.
+        """
         if x.ndim not in (4, 5):
             raise ValueError(f"view {view!r} must be (B, 3, H, W) or (B, V, 3, h, w), got {tuple(x.shape)}.")
         followed = self.running_statistics_of is None or view in self.running_statistics_of
+        call = trunk if pooled else partial(trunk, pooled=False)
         with nullcontext() if followed else kept_running_statistics(trunk):
             if x.ndim == 4:
-                return trunk(self.normalize(x))
-            return trunk(self.normalize(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+                return call(self.normalize(x))
+            return call(self.normalize(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
         """``{"model": {"trunk": state dict, "heads": {view: state dict}}}``, tied to the model unless copied."""
@@ -164,6 +170,11 @@ def kept_running_statistics(model: nn.Module) -> Iterator[None]:
 def is_pixels(x: Tensor) -> bool:
     """Whether an entry of a batch is a view: uint8 pixels, or floats that are normalised already."""
     return x.dtype == torch.uint8 or x.is_floating_point()
+
+
+def takes_map(head: nn.Module | type) -> bool:
+    """Whether a head sees the trunk's last map instead of its average over the places."""
+    return bool(getattr(head, "takes_map", False))
 
 
 def main_embedding(found: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -78,9 +78,10 @@ class ResNetTrunk(Configurable, ClassyModel):
             self.channels[f"res{stage + 2}"] = incoming
         _initialise(self, zero_init_residual)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Global average pooling of ``res5``: float ``(B, 3, H, W)`` to ``(B, channels["res5"])``."""
-        return self.features(x, ("res5",))["res5"].mean(dim=(2, 3))
+    def forward(self, x: Tensor, pooled: bool = True) -> Tensor:
+        """Global average pooling of ``res5``, or its map: float ``(B, 3, H, W)`` to ``(B, C)``, or ``(B, C, h, w)``."""
+        found = self.features(x, ("res5",))["res5"]
+        return found.mean(dim=(2, 3)) if pooled else found
 
     def features(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps of the named layers; nothing deeper than the deepest of them is computed.
