@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 from classy_vision.dataset import DATASET_REGISTRY
@@ -165,6 +165,11 @@ def _map_components(kind: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: completed(kind, item) for key, item in value.items()}
     return [completed(kind, item) for item in value]
+
+
+def working_hooks(hooks: Iterable[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    """Of the hooks' configurations, those whose work a model or a loss needs: the others only look on."""
+    return [hook for hook in hooks or () if hasattr(lookup("hook", hook["name"]), "only_where_needed")]
 
 
 class Configurable:

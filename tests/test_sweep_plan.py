@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pirl_plugin import registry
 from pirl_plugin.commands.sweep import load as real_load
 from pirl_plugin.schema import ConfigError, Problem
 from pirl_plugin.sweep.plan import Run, dependants, identity, plan
@@ -73,10 +74,31 @@ def test_a_benchmark_without_settings_is_the_option_of_its_name():
 
 def test_identity_does_not_depend_on_where_and_on_how_it_is_made():
     base = {"method": "pirl", "lr": 0.1, "run_dir": "a", "device": "cpu", "num_workers": 0}
-    assert identity(base) == identity({**base, "run_dir": "b", "device": "cuda", "num_workers": 8, "hooks": []})
+    watching = [{"name": "progress"}, {"name": "health", "every_steps": 2}]
+    assert identity(base) == identity({**base, "run_dir": "b", "device": "cuda", "num_workers": 8, "hooks": watching})
     assert identity(base) == identity(dict(reversed(base.items())))
     assert identity(base) != identity({**base, "lr": 0.2})
     assert len(identity(base)) == 12
+
+
+@pytest.mark.parametrize(
+    ("hook", "other"),
+    [
+        ({"name": "momentum_update", "momentum": 0.99}, {"name": "momentum_update", "momentum": 0.9}),
+        ({"name": "momentum_update", "schedule": "cosine"}, {"name": "momentum_update"}),
+        ({"name": "memory_bank_update", "view": "momentum/key"}, {"name": "memory_bank_update"}),
+    ],
+)
+def test_a_hook_that_works_decides_what_a_run_finds(hook, other):
+    first, second = ({"method": "moco", "hooks": [registry.completed("hook", found)]} for found in (hook, other))
+    assert identity(first) != identity(second)
+    assert identity(first) == identity({**first, "hooks": [*first["hooks"], {"name": "progress"}]})
+
+
+def test_variants_that_differ_in_a_working_hook_are_two_trainings():
+    variants = {"slow": [], "fast": ["hooks.1.momentum=0.9"]}
+    found = plan(Sweep("test", ["byol_32"], [], variants=variants, pretraining=["dataset=generated_scenes"]), real_load)
+    assert labels(found) == ["byol_32 (slow), seed 0", "byol_32 (fast), seed 0"]
 
 
 def test_a_benchmark_is_another_one_when_its_weights_are():

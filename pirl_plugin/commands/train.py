@@ -26,7 +26,7 @@ from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.checkpoint_files import newest_usable
 from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.records import environment
-from pirl_plugin.registry import completed, lookup
+from pirl_plugin.registry import completed, working_hooks
 from pirl_plugin.signals import CTRL_C, keep_torchrun_from_restarting, told_to_stop
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.tasks.checks import refuse_other_batch_size, refuse_other_dataset
@@ -243,10 +243,9 @@ def _saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a run's result: of the hooks, those that model or loss need; the others only look on."""
-    working = [hook for hook in config["hooks"] or [] if hasattr(lookup("hook", hook["name"]), "only_where_needed")]
+    """What decides a run's result; of the hooks, those that work."""
     free = (*_FREE_KEYS, *_BATCH_KEYS)
-    return {**{key: value for key, value in config.items() if key not in free}, "hooks": working}
+    return {**{key: value for key, value in config.items() if key not in free}, "hooks": working_hooks(config["hooks"])}
 
 
 def _introduction(task: SSLPretrainingTask, processes: int) -> str:

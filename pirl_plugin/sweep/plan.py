@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pirl_plugin.records import config_sha256
-from pirl_plugin.registry import REGISTRIES
+from pirl_plugin.registry import REGISTRIES, completed, working_hooks
 from pirl_plugin.schema import ConfigError, Problem
 from pirl_plugin.sweep.settings import Sweep, quoted
 
@@ -18,7 +18,7 @@ _ANY = "any"
 _ROOT = re.compile(r"<(\w+)>")
 Load = Callable[[str, Sequence[str]], dict[str, Any]]
 
-# where a run is made and what it writes on the way changes nothing that it finds
+# where a run is made and what it writes on the way changes nothing that it finds; of the hooks, see ``_deciding_hooks``
 FREE_KEYS = (
     *("run_dir", "cache_dir", "device", "num_workers", "log_every", "hooks", "checkpoint", "compile", "plugins"),
     *("on_nonfinite", "patience"),
@@ -104,7 +104,17 @@ def dependants(runs: Sequence[Run], run_id: str) -> list[Run]:
 
 def identity(config: Mapping[str, Any]) -> str:
     """Hash of what determines a run's result, 12 hexadecimal digits."""
-    return config_sha256(_without_later({key: value for key, value in config.items() if key not in FREE_KEYS}))[:12]
+    deciding = {key: value for key, value in config.items() if key not in FREE_KEYS}
+    hooks = _deciding_hooks(config.get("hooks"))
+    return config_sha256(_without_later({**deciding, "hooks": hooks} if hooks else deciding))[:12]
+
+
+def _deciding_hooks(hooks: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    """The working hooks that are not at their defaults; a method that needs one is never without it.
+
+    At the defaults a run keeps the identity that it had when no hook counted.
+    """
+    return [hook for hook in working_hooks(hooks) if dict(hook) != completed("hook", {"name": hook["name"]})]
 
 
 def _without_later(config: Any) -> Any:
