@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import runpy
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from pirl_plugin.commands.running import log_to
 from pirl_plugin.sweep import launchers
@@ -266,3 +269,23 @@ def test_local_processes(tmp_path):
     made.run()
     assert set(made.states.values()) == {FINISHED}
     assert json.loads((tmp_path / "a" / "outcome.json").read_text())["id"] == "a"
+
+
+def note_the_gpu(arguments: Sequence[str]) -> int:
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    (Path(settings["run_dir"]) / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(0.3)  # so that the next job starts beside this one
+    return leave_a_checkpoint(arguments)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("MIG-a5, GPU-7f", ["MIG-a5", "GPU-7f"])]
+)
+def test_jobs_share_out_the_gpus_that_the_sweep_may_use(visible, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    plan = [pretraining("a"), pretraining("b")]
+    Execution(plan, tmp_path, LocalLauncher(jobs=2), {"train": note_the_gpu}).run()
+    assert [(tmp_path / name / "gpu").read_text() for name in "ab"] == expected

@@ -26,6 +26,7 @@ from pirl_plugin.sweep.plan import TRAIN
 from pirl_plugin.sweep.state import FAILED, Outcome, write_outcome
 
 _MODULES = {"train": "pirl_plugin.commands.train", "benchmark": "pirl_plugin.commands.benchmark"}
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _TORCHRUNS: list[subprocess.Popen[bytes]] = []  # of this process; torchrun's own processes are in sessions of their own
 _TORCHRUNS_PATIENCE = 30.0  # seconds that torchrun has to end its processes
 
@@ -134,7 +135,8 @@ class LocalLauncher(Launcher):
         self._running = [(gpu, process) for gpu, process in self._running if process.is_alive()]
         busy = [gpu for gpu, _ in self._running]
         gpu = min(range(self.gpus), key=busy.count) if self.gpus else -1
-        what = (job, entry, self.threads, gpu, self._sweep_lives)
+        name = gpu_name(gpu, os.environ.get(_VISIBLE_GPUS)) if self.gpus else ""
+        what = (job, entry, self.threads, name, self._sweep_lives)
         process = self.context.Process(target=_perform_alone, args=what, daemon=False)
         process.start()
         self._running.append((gpu, process))
@@ -235,14 +237,14 @@ class _Process:
         self.process.join()
 
 
-def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int, sweep_lives: Any) -> None:
+def _perform_alone(job: Job, entry: Entry, threads: int, gpu: str, sweep_lives: Any) -> None:
     """The body of a job's own process."""
     os.setsid()  # the terminal's Ctrl-C is for the sweep, which hands it on
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=_end_with_the_sweep, args=(sweep_lives,), daemon=True).start()
     try:
-        if gpu >= 0:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        if gpu:
+            os.environ[_VISIBLE_GPUS] = gpu
         torch.set_num_threads(threads)
         perform(job, entry)
     except KeyboardInterrupt as interruption:  # the run has said so in its console
@@ -250,6 +252,16 @@ def _perform_alone(job: Job, entry: Entry, threads: int, gpu: int, sweep_lives: 
     except Exception as error:  # before or after the command: no folder, a full disk
         write_outcome(job.folder, Outcome(job.run.id, FAILED, f"{type(error).__name__}: {error}"))
         raise
+
+
+def gpu_name(index: int, visible: str | None) -> str:
+    """The name that CUDA knows a GPU by, of those that the sweep sees.
+
+    Args:
+        index: of the GPU among them.
+        visible: ``CUDA_VISIBLE_DEVICES`` of the sweep, numbers or names of GPUs and parts of them; None shows all.
+    """
+    return visible.split(",")[index].strip() if visible else str(index)
 
 
 def _end_with_the_sweep(sweep_lives: Any) -> None:
