@@ -32,13 +32,13 @@ STARTING, HOOKS, BETWEEN_EPOCHS, DATA, COMPUTING = -1, 0, 1, 2, 3
 _DOING = {
     STARTING: "starts",
     HOOKS: "is in the hooks",
-    BETWEEN_EPOCHS: "is between two epochs",
+    BETWEEN_EPOCHS: "is between two epochs or at a checkpoint",
     DATA: "waits for its data",
     COMPUTING: "computes",
 }
 _PRECEDENCE = 8.0  # seconds
 _FAREWELL = 2.5  # seconds: the store may be in this process, and the others have yet to read from it why they end
-_LONG = 1800.0  # seconds for what may take long: compilation, a pass over the data between epochs
+_LONG = 1800.0  # seconds for what may take long: compilation, a pass over the data between epochs, a checkpoint
 
 
 class Heartbeat:
@@ -96,6 +96,7 @@ class Heartbeat:
             self._marked_steps += 1
             if self._marked_steps > 1:  # the first one compiles, starts workers, ...
                 self._latest_steps.append(now - self._step_began)
+            self._step_began = None  # hooks may come back from a long pause: that is no step
         self._position, self._since = (batches, doing), now
 
     def _allowed(self, doing: int) -> float:

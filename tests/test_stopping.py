@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classy_vision.hooks import ClassyHook
 from run_command import run
-from test_checkpoint_resume import COMMAND, metrics
+from small_task import build
+from test_checkpoint_resume import COMMAND, metrics, settings
+from test_numerics import spoil
 
-from pirl_plugin import signals
+from pirl_plugin import distributed, signals
 from pirl_plugin.commands import running, train
 from pirl_plugin.commands.run_lock import NAME, FolderInUseError, locked
 from pirl_plugin.commands.running import INTERRUPTED, PREEMPTED
 from pirl_plugin.commands.train import main
-from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS, LOST, Heartbeat
+from pirl_plugin.heartbeat import BETWEEN_EPOCHS, COMPUTING, DATA, HOOKS, LOST, Heartbeat
+from pirl_plugin.hooks.background import BackgroundWriter
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
 from pirl_plugin.signals import STOPPING, told_to_stop
@@ -31,6 +35,8 @@ from pirl_plugin.sweep import launchers
 from pirl_plugin.sweep.jobs import Job, Preempted, perform
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.submitit_launcher import _Preemption
+from pirl_plugin.tasks import guarded
+from pirl_plugin.tasks.trainer import Trainer
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
@@ -397,4 +403,52 @@ def test_slow_steps_and_long_pauses_between_epochs_are_no_hang() -> None:
     assert beat._allowed(COMPUTING) == 20
     beat._latest_steps.extend([0.1] * 10)
     assert beat._allowed(COMPUTING) == 5
-    assert beat._allowed(1) > 1000  # between epochs
+    assert beat._allowed(BETWEEN_EPOCHS) > 1000
+
+
+@pytest.mark.parametrize("what", ["a checkpoint", "a roll-back"])
+def test_a_slow_disk_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Two minutes for a checkpoint, or to go back to one, while another process waits in its next step."""
+    store, said, at_barriers, after = Store(), list[str](), list[int](), list[int]()
+    beat, other = (Heartbeat(store, rank, 2, patience=40.0) for rank in range(2))
+    beat._marked_steps = other._marked_steps = 3
+    other.mark(10**6, COMPUTING)
+
+    def slow(work: Any) -> Any:
+        def slowed(*arguments: Any) -> Any:
+            beat._since -= 120
+            beat._exchange(1, 1)
+            said.append(other._problem(json.loads(store.get("beat/0")), 0.0))
+            return work(*arguments)
+
+        return slowed
+
+    class After(ClassyHook):
+        on_start = on_phase_start = on_phase_end = on_end = ClassyHook._noop
+
+        def on_step(self, task: Any) -> None:
+            after.append(beat._position[1])
+
+    going_back = what == "a roll-back"
+    task = build(After(), **settings(tmp_path, checkpoint={"every_steps": 1}, num_epochs=1, on_nonfinite="roll_back"))
+    task.heartbeat = beat
+    if going_back:
+        spoil(task, (2,))
+    owner, name = (guarded, "newest_usable") if going_back else (BackgroundWriter, "wait")
+    monkeypatch.setattr(owner, name, slow(getattr(owner, name)))
+    monkeypatch.setattr(distributed, "barrier", lambda: at_barriers.append(beat._position[1]))
+    Trainer().train(task)
+    assert set(said) == {""}
+    assert task.excluded_steps == [2] * going_back
+    assert set(after) == {HOOKS}  # who hangs in a later hook is found as soon as ever
+    # after each of the 3 checkpoints, and before and after going back
+    assert at_barriers == [BETWEEN_EPOCHS] * (3 + 2 * going_back)
+
+
+def test_hooks_that_come_back_from_a_pause_are_no_step() -> None:
+    beat = Heartbeat(Store(), 0, 2)
+    for step in range(2):
+        for doing in (DATA, COMPUTING, HOOKS, BETWEEN_EPOCHS, HOOKS):
+            beat.mark(step, doing)
+    assert beat._marked_steps == 2
+    assert len(beat._latest_steps) == 2

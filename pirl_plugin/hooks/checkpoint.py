@@ -15,6 +15,7 @@ from classy_vision.hooks import ClassyHook, register_hook
 from classy_vision.tasks import ClassyTask
 
 from pirl_plugin import distributed
+from pirl_plugin.heartbeat import BETWEEN_EPOCHS, HOOKS
 from pirl_plugin.hooks.background import BackgroundWriter, HostCopies
 from pirl_plugin.hooks.checkpoint_files import (
     PARTS_FOLDER,
@@ -124,6 +125,7 @@ class RunCheckpointHook(Configurable, ClassyHook):
         stops = getattr(task, "stop_requested", None) is not None
         if stops or (self.every_steps and task.step_idx % self.every_steps == 0):
             self._save(task, stops)
+            _mark(task, HOOKS)
 
     def on_phase_end(self, task: ClassyTask) -> None:
         """Saves every ``every_epochs`` epochs."""
@@ -157,6 +159,7 @@ class RunCheckpointHook(Configurable, ClassyHook):
         written = self.state.last_saved_step == step
         if written and not (last and step in self.state.without_bank):
             return
+        _mark(task, BETWEEN_EPOCHS)  # a slow disk is no hang
         getattr(task, "check_numbers", lambda: None)()  # nothing is saved that is not known to be finite
         whole = last or self.state.saved % self.bank_every == 0
         self.state.last_saved_step = step
@@ -165,14 +168,14 @@ class RunCheckpointHook(Configurable, ClassyHook):
         content = self._content(task, whole)
         path = checkpoint_path(task.run_dir, step)
         parts = self._save_parts(task, path) if whole else None
-        if not distributed.is_primary():
-            return
-        keeps = partial(self._superfluous, task.run_dir, {*self.state.kept_steps, *self._best_step()})
-        self._writer.wait()  # until the copy before is no longer read
-        work = partial(_write, self._copies.copy(content), path, parts, keeps)
-        self._writer.start(work)
-        if not self.background:
-            self._writer.wait()
+        if distributed.is_primary():
+            keeps = partial(self._superfluous, task.run_dir, {*self.state.kept_steps, *self._best_step()})
+            self._writer.wait()  # until the copy before is no longer read
+            work = partial(_write, self._copies.copy(content), path, parts, keeps)
+            self._writer.start(work)
+            if not self.background:
+                self._writer.wait()
+        distributed.barrier()  # the others would wait in their next step anyway, but there not for long
 
     def _content(self, task: ClassyTask, whole: bool) -> dict[str, Any]:
         """All that goes into the file; collective."""
@@ -261,6 +264,10 @@ def dataset_facts(task: ClassyTask) -> dict[str, Any]:
     if dataset is None or not hasattr(dataset, "fingerprint"):
         return {}
     return {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
+
+
+def _mark(task: ClassyTask, doing: int) -> None:
+    getattr(task, "mark", lambda doing: None)(doing)
 
 
 def _epoch_is_over(task: ClassyTask) -> bool:

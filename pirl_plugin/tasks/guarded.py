@@ -88,7 +88,7 @@ class GuardedTask(CountingTask):
         Raises:
             StopRequested: always.
         """
-        self._mark(BETWEEN_EPOCHS)  # a large checkpoint takes its time
+        self.mark(BETWEEN_EPOCHS)  # a large checkpoint takes its time
         for hook in self.hooks:
             getattr(hook, "finish", lambda: None)()
         distributed.barrier()
@@ -181,6 +181,7 @@ class GuardedTask(CountingTask):
         Raises:
             FloatingPointError: there is no checkpoint, or this has happened too often.
         """
+        self.mark(BETWEEN_EPOCHS)  # large files are written to their end, read and checked
         for hook in self.hooks:
             getattr(hook, "finish", lambda: None)()
         distributed.barrier()
@@ -198,8 +199,10 @@ class GuardedTask(CountingTask):
             if distributed.is_primary():
                 getattr(hook, "close", lambda: None)()
             hook.on_start(self)
+        distributed.barrier()  # in a step nobody would wait long for the last one
 
-    def _mark(self, doing: int) -> None:
+    def mark(self, doing: int) -> None:
+        """Tells the other processes' watch what this one does from now on, see ``heartbeat``."""
         if self.heartbeat is not None:
             self.heartbeat.mark(self.images_seen // self.get_global_batchsize(), doing)
 
@@ -210,7 +213,7 @@ class GuardedTask(CountingTask):
             StopRequested: the run was told to stop, and its checkpoint is written.
         """
         self.check_numbers()
-        self._mark(BETWEEN_EPOCHS)
+        self.mark(BETWEEN_EPOCHS)
         with self._nothing_half_written():
             super().on_phase_end()
         if self.stop_requested is not None:

@@ -217,10 +217,10 @@ class SSLPretrainingTask(Configurable, GuardedTask):
     def train_step(self) -> None:
         """Forward, backward and, every ``accumulate_steps`` batches, the optimiser; nothing waits for the device."""
         self.last_batch = None
-        self._mark(DATA)
+        self.mark(DATA)
         with Timer() as timer:
             sample = self._without_idle_views(next(self.data_iterator))
-        self._mark(COMPUTING)
+        self.mark(COMPUTING)
         if self._transfer is not None:
             sample = self._transfer(sample)
         sample["input"] = coloured(sample["input"])
@@ -245,7 +245,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
             sample=sample,
             step_data={"sample_fetch_time": timer.elapsed_time},
         )
-        self._mark(HOOKS)
+        self.mark(HOOKS)
 
     def _without_idle_views(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The batch without views that neither the loss nor a hook looks at: nothing is computed for them."""
