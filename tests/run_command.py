@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pirl_plugin.commands.run_lock import NAME
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,3 +71,26 @@ def _logging_restored() -> Iterator[None]:
         root.setLevel(before[1])
         ours.setLevel(before[2])
         logging.captureWarnings(False)
+
+
+_HOLDER = """
+import fcntl, json, os, sys, time
+file = open(sys.argv[1], "r+" if os.path.exists(sys.argv[1]) else "w+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write(json.dumps({"host": "elsewhere", "pid": 4711, "time": "today"})); file.flush()
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def locked_elsewhere(folder: Path) -> Iterator[None]:
+    """A run folder in use by a process without our libraries, so that it starts at once; killed at the end."""
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(folder / NAME)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        yield
+    finally:
+        holder.kill()
+        holder.wait()

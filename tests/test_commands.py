@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from run_command import Outcome, run, signalled
+from run_command import Outcome, locked_elsewhere, run, signalled
 
 from pirl_plugin import config as configs
 from pirl_plugin import registry
@@ -95,7 +95,7 @@ def test_benchmark_of_a_checkpoint(name: str, trained: tuple[Path, Outcome]) -> 
     weights = checkpoints(trained[0])[-1]
     outcome = run(benchmark.main, [f"benchmark={name}", f"weights={weights}", *DATASET, "device=cpu"])
     assert outcome.code == 0, outcome.err
-    folder = trained[0] / "benchmarks" / f"{name}-generated_scenes-seed0-{weights.stem}"
+    (folder,) = (trained[0] / "benchmarks").glob(f"{name}-generated_scenes-seed0-{weights.stem}-*")
     record = json.loads((folder / "result.json").read_text())
     assert (record["status"], record["benchmark"], record["method"]) == ("ok", name, "pirl_32")
     assert 0 <= record["value"] <= 100
@@ -120,15 +120,50 @@ def test_default_folders_tell_what_was_measured() -> None:
     config = {"benchmark": {"name": "knn"}, "dataset": {"name": "generated_scenes"}, "seed": 0}
     trunk = {"name": "resnet_trunk", "depth": 18, "width": 0.5}
     places = [
-        benchmark.default_run_dir({**config, "weights": weights, "trunk": trunk})
+        benchmark.default_run_dir({**config, "weights": weights, "trunk": trunk}).as_posix()
         for weights in ("random", "a/b.pth", "r/checkpoints/step_000000007.pt", "r/checkpoints/best.pt")
     ]
-    assert [place.as_posix() for place in places] == [
+    assert all(re.fullmatch("-[0-9a-f]{8}", place[-9:]) for place in places)
+    assert [place[:-9] for place in places] == [
         "runs/random-18-0.5-knn-generated_scenes-seed0",
         "runs/b-knn-generated_scenes-seed0",
         "r/benchmarks/knn-generated_scenes-seed0-step_000000007",
         "r/benchmarks/knn-generated_scenes-seed0-best",
     ]
+
+
+def default_folder(*overrides: str, weights: str = "random") -> Path:
+    trunk = ["trunk=resnet18_small", "image_size=32"]
+    config = configs.load("benchmark", [*overrides, f"weights={weights}", *trunk, *DATASET], lambda _: [])
+    return benchmark.default_run_dir(config, benchmark._option(overrides))
+
+
+def test_only_the_same_command_has_the_same_default_folder() -> None:
+    told = [
+        ["benchmark=semi_supervised"],
+        ["benchmark=semi_supervised_10percent"],
+        ["benchmark=linear"],
+        ["benchmark=linear", "benchmark.protocol=paper"],
+        ["benchmark=linear", "precision=bf16"],
+    ]
+    places = [default_folder(*overrides) for overrides in told]
+    places += [default_folder("benchmark=knn", weights=weights) for weights in ("a/x.pth", "b/x.pth")]
+    assert len(set(places)) == len(places)
+    assert "-semi_supervised_10percent-" in places[1].name
+    assert default_folder("benchmark=linear") == default_folder()
+    assert default_folder("benchmark=linear", "device=cuda", "num_workers=3") == places[2]
+    assert default_folder("benchmark=knn", weights="./a/x.pth") == places[-2]
+
+
+def test_two_benchmarks_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    with locked_elsewhere(folder):
+        outcome = run(benchmark.main, ["benchmark=knn", *RANDOM, f"run_dir={folder}"])
+    assert outcome.code != 0
+    assert "is in use by process" in outcome.err
+    assert (folder / "result.json").read_text() == "{}"
 
 
 # -- the others --------------------------------------------------------------------------------------------------------

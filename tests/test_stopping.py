@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from classy_vision.hooks import ClassyHook
-from run_command import run
+from run_command import locked_elsewhere, run
 from small_task import build
 from test_checkpoint_resume import COMMAND, metrics, settings
 from test_numerics import spoil
@@ -237,23 +236,11 @@ def test_one_process_of_several_says_what_ended_them_all(
 
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
-_HOLDER = """
-import fcntl, json, os, sys, time
-file = open(sys.argv[1], "r+" if os.path.exists(sys.argv[1]) else "w+")
-fcntl.lockf(file, fcntl.LOCK_EX)
-file.write(json.dumps({"host": "elsewhere", "pid": 4711, "time": "today"})); file.flush()
-print("locked", flush=True)
-time.sleep(600)
-"""
-
 
 def test_two_runs_do_not_share_a_folder_and_a_dead_one_is_no_hindrance(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The other one is a process without our libraries, so that it starts at once."""
-    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path / NAME)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
+    with locked_elsewhere(tmp_path):
         said = r"is in use by process 4711 on elsewhere \(since today\): wait for it or end it, or set run_dir"
         with pytest.raises(FolderInUseError, match=said), locked(tmp_path):
             pass
@@ -261,9 +248,6 @@ def test_two_runs_do_not_share_a_folder_and_a_dead_one_is_no_hindrance(
         assert outcome.code == 1
         assert "is in use by process 4711 on elsewhere" in outcome.err
         assert [path.name for path in tmp_path.iterdir()] == [NAME]  # nothing was touched
-    finally:
-        holder.kill()
-        holder.wait()
     caplog.set_level("INFO")
     with locked(tmp_path):
         assert "The run of process 4711 on elsewhere (since today) has ended without finishing" in caplog.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +16,12 @@ from pirl_plugin import config as configs
 from pirl_plugin import distributed, published
 from pirl_plugin.benchmarks.runner import dataset_name, problems_of, run_benchmark
 from pirl_plugin.benchmarks.weights_under_test import RANDOM
+from pirl_plugin.commands.run_lock import locked
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
 from pirl_plugin.schema import Problem
+from pirl_plugin.sweep.plan import identity
 from pirl_plugin.text import aligned
 
 log = logging.getLogger(__name__)
@@ -66,19 +70,25 @@ def benchmark(
     if print_config:
         print(configs.to_yaml(config), end="")
         return []
-    run_dir = Path(config["run_dir"] or default_run_dir(config))
+    run_dir = Path(config["run_dir"] or default_run_dir(config, _option(overrides)))
     primary = distributed.is_launched_primary()
-    log_to(run_dir if primary else None)
-    what, start = f"{config['benchmark']['name']} of {config['weights']}", time.perf_counter()
-    log.info("%s on %s ...", what, dataset_name(config))
-    found = run_benchmark({**config, "run_dir": str(run_dir)})
-    best = found[0]
-    log.info("%s: %s %.2f %s in %.0f s", what, best.metric, best.value, best.unit, time.perf_counter() - start)
+    with locked(run_dir) if primary else contextlib.nullcontext():
+        log_to(run_dir if primary else None)
+        found = _measured(config, run_dir)
     if primary and not quiet:
         print(table(found))
         if beside_published:
             print(f"\n{published.beside(found)}")
         log.info("Results: %s", run_dir)
+    return found
+
+
+def _measured(config: dict[str, Any], run_dir: Path) -> list[Record]:
+    what, start = f"{config['benchmark']['name']} of {config['weights']}", time.perf_counter()
+    log.info("%s on %s ...", what, dataset_name(config))
+    found = run_benchmark({**config, "run_dir": str(run_dir)})
+    best = found[0]
+    log.info("%s: %s %.2f %s in %.0f s", what, best.metric, best.value, best.unit, time.perf_counter() - start)
     return found
 
 
@@ -97,16 +107,35 @@ def _problems(config: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def default_run_dir(config: dict[str, Any]) -> Path:
-    """Beside the checkpoint that is measured, or under ``runs/`` for weights from elsewhere."""
-    what = f"{config['benchmark']['name']}-{dataset_name(config)}-seed{config['seed']}"
+def default_run_dir(config: dict[str, Any], option: str = "") -> Path:
+    """Beside the checkpoint that is measured, or under ``runs/`` for weights from elsewhere.
+
+    The same configuration has the same folder, so that a benchmark can go on there; any other has another one, by a
+    hash at the end of the name.
+
+    Args:
+        config: of the benchmark, complete.
+        option: name of its YAML, for people; empty: the component's name.
+    """
+    what = f"{option or config['benchmark']['name']}-{dataset_name(config)}-seed{config['seed']}"
     weights = Path(config["weights"])
     if config["weights"] == RANDOM:
         trunk = "-".join(str(value) for key, value in config["trunk"].items() if key != "name")
-        return Path("runs") / f"{RANDOM}-{trunk}-{what}"
-    if weights.parent.name == "checkpoints":
-        return weights.parent.parent / "benchmarks" / f"{what}-{weights.stem}"
-    return Path("runs") / f"{weights.stem}-{what}"
+        return Path("runs") / f"{RANDOM}-{trunk}-{what}-{_short_hash(config, RANDOM)}"
+    if weights.parent.name == "checkpoints":  # a run's folder may be moved: its name within is enough
+        folder = weights.parent.parent / "benchmarks"
+        return folder / f"{what}-{weights.stem}-{_short_hash(config, weights.name)}"
+    return Path("runs") / f"{weights.stem}-{what}-{_short_hash(config, str(weights.resolve()))}"
+
+
+def _short_hash(config: Mapping[str, Any], weights: str) -> str:
+    return identity({**config, "weights": weights})[:8]
+
+
+def _option(overrides: Sequence[str]) -> str:
+    """The option of the group ``benchmark`` that a command names; empty where it names none."""
+    named = [value for key, _, value in (override.partition("=") for override in overrides) if key == "benchmark"]
+    return re.sub(r"[^\w.-]", "", named[-1]) if named else ""
 
 
 def table(found: Sequence[Record]) -> str:
