@@ -14,6 +14,7 @@ from ranks import run_ranks
 from small_task import assert_identical, everything
 from test_checkpoint_resume import Killer, Stop
 
+from pirl_plugin.heartbeat import DATA, STARTING
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
@@ -92,6 +93,21 @@ def test_a_resume_is_exact(method: str, step: int, tmp_path: Path) -> None:
     assert pieces_watch.losses == whole_watch.losses[step:]
     assert pieces_watch.statistics == whole_watch.statistics[step:]
     assert_identical(everything(whole), everything(resumed))
+
+
+def test_the_first_pass_says_that_it_makes_progress() -> None:
+    """Once a batch, before the first step: as a whole it may take longer than any patience."""
+
+    class Beat:
+        marks: list[tuple[int, int]] = []
+
+        def mark(self, batches: int, doing: int) -> None:
+            self.marks.append((batches, doing))
+
+    task = SSLPretrainingTask.from_config(small("deepcluster_v2_32", num_epochs=1))
+    task.heartbeat = Beat()  # type: ignore[assignment]
+    LocalTrainer().train(task)
+    assert Beat.marks[:3] == [(0, STARTING), (0, STARTING), (0, DATA)]  # an epoch has two batches
 
 
 def test_without_the_hook_nothing_starts() -> None:

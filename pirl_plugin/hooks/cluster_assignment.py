@@ -11,6 +11,7 @@ from classy_vision.tasks import ClassyTask
 from torch import Tensor
 
 from pirl_plugin.functional.pending_colours import coloured
+from pirl_plugin.heartbeat import STARTING
 from pirl_plugin.hooks.memory_bank_update import finite_if_skipped, optimizer_stepped
 from pirl_plugin.registry import Configurable
 from pirl_plugin.schema import checked
@@ -72,3 +73,5 @@ class ClusterAssignmentHook(Configurable, ClassyHook):
             with torch.autocast(device.type, torch.bfloat16, enabled=getattr(task, "precision", "") == "bf16"):
                 output = task.base_model({loss.stored_view: pixels})
             loss.after_step(batch["target"].to(device), output[loss.stored_view], 0)
+            # else the pass as a whole would be taken for a hang; how far a process is, its collectives say
+            getattr(task, "mark", lambda doing: None)(STARTING)
