@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 detectron2 = pytest.importorskip(
-    "detectron2", reason="detectron2 is not installed: it is on no package index, see README, Detection"
+    "detectron2", reason="detectron2 is not installed: it is on no package index, see docs/benchmarks.md, Detection"
 )
 
 import xml.etree.ElementTree as ElementTree

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 detectron2 = pytest.importorskip(
-    "detectron2", reason="detectron2 is not installed: it is on no package index, see README, Detection"
+    "detectron2", reason="detectron2 is not installed: it is on no package index, see docs/benchmarks.md, Detection"
 )
 
 from detectron2.data import DatasetCatalog

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 detectron2 = pytest.importorskip(
-    "detectron2", reason="detectron2 is not installed: it is on no package index, see README, Detection"
+    "detectron2", reason="detectron2 is not installed: it is on no package index, see docs/benchmarks.md, Detection"
 )
 
 from detectron2.config import get_cfg

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 
 detectron2 = pytest.importorskip(
-    "detectron2", reason="detectron2 is not installed: it is on no package index, see README, Detection"
+    "detectron2", reason="detectron2 is not installed: it is on no package index, see docs/benchmarks.md, Detection"
 )
 
 from detectron2.checkpoint import DetectionCheckpointer
