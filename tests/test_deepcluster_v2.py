@@ -76,6 +76,17 @@ def test_steps_are_the_slow_version(monkeypatch: pytest.MonkeyPatch, at_once: in
     assert not torch.equal(found, centroids)
 
 
+def test_rows_of_half_the_size_are_clustered_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of 40 rows in bfloat16 would have lost the last of them."""
+    monkeypatch.setattr(kmeans, "_ROWS_AT_ONCE", 7)
+    rows = F.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(1)), dim=1).bfloat16()
+    first = rows[:4]
+    found = kmeans.spherical_kmeans(rows, first, 3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, kmeans.spherical_kmeans(rows.float(), first.float(), 3))
+    assert torch.equal(kmeans.nearest(rows, found), kmeans.nearest(rows.float(), found))
+
+
 # -- clusters ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +139,20 @@ def test_more_clusters_than_images() -> None:
     loss.start_epoch(0, 0)
     assert len(loss.centroids[0]) == 30
     assert loss.last_statistics["clusters_used"].item() == pytest.approx(20 / 30)
+
+
+def test_a_bank_of_half_the_size_gives_clusters() -> None:
+    bank = {"name": "ema_memory_bank", "momentum": 0.0}
+    half, whole = (clustered(memory_bank={**bank, "dtype": dtype}) for dtype in ("bfloat16", "float32"))
+    assert [centroids.dtype for centroids in half.centroids] == [torch.float32] * 3
+    assert (half.assignments == whole.assignments).float().mean() > 0.9
+    assert torch.isfinite(half({"image": embeddings(4)}, torch.arange(4)))
+
+
+@pytest.mark.parametrize("bank", ["sharded_ema_memory_bank", "fifo_queue"])
+def test_a_bank_that_cannot_be_clustered_is_refused(bank: str) -> None:
+    with pytest.raises(ValueError, match=f"for k-means, got '{bank}': take ema_memory_bank"):
+        loss_of(memory_bank={"name": bank})
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,11 @@ class DeepClusterV2Loss(Configurable, ClassyLoss):
         kmeans_iterations: steps of k-means before an epoch.
         num_views: V, large crops of an image, in the output ``image``.
         small_view: name of the output with the small crops; null: there are none.
-        memory_bank: configuration of the memory of each large crop; null: every image's newest embedding.
+        memory_bank: configuration of the memory of each large crop; null: every image's newest embedding. It must hold
+            a row of every image in every process, as ``ema_memory_bank`` does.
+
+    Raises:
+        ValueError: no clustering, or a memory bank without those rows.
 
     Attributes:
         memory: one bank for each large crop, part of the state dict.
@@ -79,6 +83,11 @@ class DeepClusterV2Loss(Configurable, ClassyLoss):
         self.memory = nn.ModuleList(
             [build("memory_bank", bank, num_images=num_images, dim=dim) for _ in range(num_views)]
         )
+        if not all(getattr(each, "rows_by_image", True) for each in self.memory):
+            raise ValueError(
+                f"memory_bank must hold the rows of all images in every process, for k-means, got {bank['name']!r}: "
+                "take ema_memory_bank; dtype=bfloat16 halves it."
+            )
         for index, count in enumerate(num_clusters):
             self.register_buffer(f"centroids_{index}", torch.zeros(min(count, num_images), dim))
         self.num_clusterings = len(num_clusters)
