@@ -15,7 +15,9 @@ import pytest
 from classy_vision.dataset import build_dataset
 from PIL import Image
 
+from pirl_plugin import published
 from pirl_plugin.benchmarks import run_benchmark
+from pirl_plugin.benchmarks.runner import dataset_name
 from pirl_plugin.data import benchmark_datasets, scanning
 from pirl_plugin.data.benchmark_datasets import INATURALIST2018, PLACES205, evenly_spaced
 from pirl_plugin.data.dataset_layouts import Official, WrongLayoutError
@@ -259,6 +261,18 @@ class TestImageNet:
         monkeypatch.setattr(Official, "is_whole", lambda *arguments: True)
         assert run_benchmark(config)[0].dataset == "imagenet"
         assert run_benchmark({**config, "dataset_name": "mine"})[0].dataset == "mine"
+        seen = run_benchmark({**config, "test_split": "train"})
+        assert {record.dataset for record in seen} == {"imagenet (train to train)"}
+        assert not [row for record in seen for row in published.matching("knn", "weighted_knn", record.dataset, "top1")]
+
+    @pytest.mark.parametrize(
+        ("folder", "recorded"),
+        [("imagenet", "imagenet-folder"), ("voc2007", "voc2007-folder"), ("caltech", "caltech"), ("voc", "voc")],
+    )
+    def test_a_folder_of_the_same_name_does_not_pass_as_the_dataset(self, folder: str, recorded: str) -> None:
+        for name in ("image_folder", "voc", "file_list"):
+            assert dataset_name({"dataset": {"name": name, "root": f"photos/{folder}"}}) == recorded
+        assert dataset_name({"dataset": {"name": "imagenet", "root": f"photos/{folder}"}}) == "imagenet"
 
     def test_workers_get_the_names_and_scan_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         dataset = build("imagenet", imagenet(tmp_path))

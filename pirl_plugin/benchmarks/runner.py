@@ -17,7 +17,7 @@ from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.weights_under_test import RANDOM, Weights, frozen_networks, read_trunk
 from pirl_plugin.records import Record
-from pirl_plugin.registry import build, check, lookup
+from pirl_plugin.registry import REGISTRIES, build, check, lookup
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
     start = time.perf_counter()
     facts: dict[str, Any] = {
         "method": full["method"] or "unknown",
-        "dataset": dataset_name(full),
+        "dataset": _recorded_name(full),
         "weights_sha256": None,
     }
     try:
@@ -139,10 +139,20 @@ def problems_of(config: Mapping[str, Any]) -> list[Problem]:
 
 
 def dataset_name(config: Mapping[str, Any]) -> str:
-    """A name of the dataset for people: as configured, else its folder's name, else the component's."""
-    dataset = config["dataset"]
-    root = dataset.get("root")
-    return str(config.get("dataset_name") or (Path(root).resolve().name if root else "") or dataset["name"])
+    """A name of the dataset: as configured, else a published dataset's own, its folder's, or the component's.
+
+    A folder that happens to be called as a published dataset is does not pass as it.
+    """
+    name, root = config["dataset"]["name"], config["dataset"].get("root")
+    if config.get("dataset_name"):
+        return str(config["dataset_name"])
+    folder = Path(root).resolve().name if root and not _is_official(name) else ""
+    return f"{folder}-folder" if _is_official(folder) else folder or str(name)
+
+
+def _is_official(name: str) -> bool:
+    """Whether it is the name of a dataset that numbers are published on."""
+    return hasattr(REGISTRIES["dataset"].get(name), "official")
 
 
 def _results(
@@ -156,14 +166,22 @@ def _results(
     )
     benchmark: Benchmark = build("benchmark", config["benchmark"])
     context = _context(config, device, run_dir, weights, benchmark)
-    facts["dataset"] = config["dataset_name"] or _recorded_name(context) or facts["dataset"]
+    facts["dataset"] = _recorded_name(config, _official_name(context))
     results = list(benchmark.run(context))
     if not results:
         raise ValueError(f"the benchmark {config['benchmark']['name']!r} gave no result.")
     return results, {"trunk": weights.trunk, "transform": dict(context.view), **weights.note}
 
 
-def _recorded_name(context: BenchmarkContext) -> str | None:
+def _recorded_name(config: dict[str, Any], official: str | None = None) -> str:
+    """The dataset's name for the records, with the splits where they are not those that it is made for."""
+    if config["dataset_name"]:
+        return str(config["dataset_name"])
+    name, splits = official or dataset_name(config), _splits(config)
+    return name if splits == _own_splits(config) else f"{name} ({splits[0]} to {splits[1]})"
+
+
+def _official_name(context: BenchmarkContext) -> str | None:
     """A published dataset's own name for the records, of whichever split is only a part of it; None for others."""
     names = [getattr(split, "record_name", None) for split in (context.train, context.test)]
     return next((name for name in names if name and name.endswith("-partial")), names[1])
@@ -200,8 +218,13 @@ def _context(
 
 def _splits(config: dict[str, Any]) -> tuple[str, str]:
     """The splits to learn from and to measure on: as configured, else the dataset's own."""
-    train, test = getattr(lookup("dataset", config["dataset"]["name"]), "benchmark_splits", _SPLITS)
+    train, test = _own_splits(config)
     return config["train_split"] or train, config["test_split"] or test
+
+
+def _own_splits(config: dict[str, Any]) -> tuple[str, str]:
+    train, test = getattr(lookup("dataset", config["dataset"]["name"]), "benchmark_splits", _SPLITS)
+    return train, test
 
 
 def _device(name: str) -> torch.device:
