@@ -8,12 +8,13 @@ from PIL import Image
 
 from pirl_plugin.commands.show_curves import main
 from pirl_plugin.records import Record, write_record
-from pirl_plugin.report.curves import Point, metric_curve, probe_curves
+from pirl_plugin.report.curves import Curves, Point, metric_curve, probe_curves
 
 
 def record(method, value, seen, seed=0, **changes):
     facts = {"benchmark": "linear", "protocol": "small", "dataset": "d", "setting": {"layer": "res5"}, "metric": "top1"}
-    return Record(method=method, value=value, unit="%", seed=seed, extra={"images_seen": seen}, **{**facts, **changes})
+    extra = {"extra": {"images_seen": seen}}
+    return Record(method=method, value=value, unit="%", seed=seed, **{**facts, **extra, **changes})
 
 
 def test_mean_and_sample_deviation_over_seeds_by_hand():
@@ -24,13 +25,47 @@ def test_mean_and_sample_deviation_over_seeds_by_hand():
         record("random", 7.0, 0),
         record("random", None, 0, status="failed", reason="x"),
     ]
-    curves = probe_curves(records)
-    assert curves == {
-        ("linear", "layer=res5", "top1"): {
-            "pirl": [Point(100, 5.0, 0.0, 1), Point(500, 12.0, 2.0, 3)],
-            "random": [Point(0, 7.0, 0.0, 1)],
-        }
+    lines = {
+        "pirl": [Point(100, 5.0, 0.0, 1), Point(500, 12.0, 2.0, 3)],
+        "random": [Point(0, 7.0, 0.0, 1)],
     }
+    assert probe_curves(records) == [Curves("linear on d (small): top1, layer res5", "top1", "%", lines)]
+    assert probe_curves(records, "mAP") == []
+
+
+def test_what_was_measured_otherwise_has_a_panel_of_its_own():
+    view = {"name": "eval_view", "crop": 64}
+    records = [
+        record("pirl", 10.0, 500),
+        record("pirl", 20.0, 500, seed=1),
+        record("pirl", 70.0, 500, seed=2, dataset="e"),
+        record("pirl", 80.0, 500, seed=2, protocol="paper*"),
+        record("pirl", 90.0, 500, seed=2, extra={"images_seen": 500, "transform": view}),
+    ]
+    found = {probe.title: probe.lines["pirl"] for probe in probe_curves(records)}
+    assert {title: points[0].mean for title, points in found.items()} == {
+        "linear on d (small): top1, layer res5, conditions A": 15.0,
+        "linear on e (small): top1, layer res5": 70.0,
+        "linear on d (paper*): top1, layer res5": 80.0,
+        "linear on d (small): top1, layer res5, conditions B": 90.0,
+    }
+
+
+def test_weights_of_unknown_history_are_not_called_untrained(caplog):
+    records = [
+        record("elsewhere", 60.0, None, weights_sha256="a", extra={}),
+        record("random", 7.0, None, extra={}),
+        record("pirl", 40.0, 500, weights_sha256="b"),
+    ]
+    (probe,) = probe_curves(records)
+    assert probe.lines == {"random": [Point(0, 7.0, 0.0, 1)], "pirl": [Point(500, 40.0, 0.0, 1)]}
+    assert "left out of the curves: elsewhere, linear on d (small): images seen not known" in caplog.text
+
+
+def test_trunks_of_one_method_are_lines_of_their_own():
+    trunks = [{"depth": 18}, {"depth": 50}]
+    records = [record("pirl", 40.0, 500, extra={"images_seen": 500, "trunk": trunk}) for trunk in trunks]
+    assert list(probe_curves(records)[0].lines) == ["pirl, depth 18", "pirl, depth 50"]
 
 
 def test_a_health_value_that_loggers_repeat_is_one_point(tmp_path):

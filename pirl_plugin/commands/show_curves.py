@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pirl_plugin.commands.running import exit_code
-from pirl_plugin.report.curves import Point, probe_curves, run_records
+from pirl_plugin.report.curves import Curves, Point, probe_curves, run_records
 from pirl_plugin.report.curves_figure import draw_curves
 
 
@@ -32,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show_curves(run_dirs: Sequence[Path], out: Path, metric: str, title: str = "") -> None:
     """Draws the picture and prints the table of its points."""
     every = run_records(run_dirs)
-    curves = {key: methods for key, methods in probe_curves(every).items() if key[2] == metric}
+    metrics = sorted({record.metric for record in every if record.status == "ok"})
+    if metric not in metrics:
+        raise ValueError(f"No result has the metric {metric!r}; there are: {metrics}.")
+    curves = probe_curves(every, metric)
     if not curves:
-        raise ValueError(f"No result has the metric {metric!r}; there are: {sorted({r.metric for r in every})}.")
+        raise ValueError("It is not known of any of these weights how many images they have seen: nothing to draw.")
     folders = {record.method: run for run in run_dirs for record in run_records([run])}
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_curves(curves, folders, out, title)
@@ -42,12 +45,14 @@ def show_curves(run_dirs: Sequence[Path], out: Path, metric: str, title: str = "
     print(f"\nPicture: {out}")
 
 
-def table(curves: Mapping[tuple[str, str, str], Mapping[str, Sequence[Point]]]) -> str:
+def table(curves: Sequence[Curves]) -> str:
     """The curves as a Markdown table: one row for each number of images seen."""
     lines = []
-    for (benchmark, setting, metric), methods in curves.items():
+    for probe in curves:
+        methods = probe.lines
         seen = sorted({point.images_seen for points in methods.values() for point in points})
-        lines += [f"{benchmark} ({setting}), {metric} in %", "", f"| images seen | {' | '.join(methods)} |"]
+        title = f"{probe.title}{f', in {probe.unit}' if probe.unit else ''}"
+        lines += [title, "", f"| images seen | {' | '.join(methods)} |"]
         lines.append("|---:|" + "---:|" * len(methods))
         for images in seen:
             found = [next((p for p in points if p.images_seen == images), None) for points in methods.values()]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pirl_plugin.records import Record, read_records
+from pirl_plugin.report.aggregate import Column, Entry, Row, Table, aggregate, in_words
+from pirl_plugin.report.plain import group_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,33 +26,69 @@ class Point:
     count: int
 
 
-def probe_curves(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[str, list[Point]]]:
-    """Results of one run at several checkpoints.
+@dataclass(frozen=True)
+class Curves:
+    """What one probe found: one column of the comparison.
+
+    Attributes:
+        title: benchmark, dataset, protocol, setting and, where probes differ in nothing else, their conditions.
+        metric: name of the metric.
+        unit: of the values.
+        lines: points of each method, in the order of images seen; 0 is no pretraining.
+    """
+
+    title: str
+    metric: str
+    unit: str
+    lines: Mapping[str, Sequence[Point]]
+
+
+def probe_curves(records: Sequence[Record], metric: str | None = None) -> list[Curves]:
+    """Results of runs at several checkpoints; those that the report would not average are not averaged here either.
+
+    Left out, with a warning: weights of which it is not known how many images they have seen, and seeds with several
+    results.
 
     Args:
-        records: with ``extra["images_seen"]``, 0 for random weights.
-
-    Returns:
-        ``{(benchmark, setting, metric): {method: points in the order of images seen}}``.
+        records: with ``extra["images_seen"]`` but for random weights.
+        metric: the only one; None: all.
     """
-    values: dict[tuple[str, str, str], dict[str, dict[int, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    for record in records:
-        if record.status == "ok" and record.value is not None:
-            setting = ", ".join(f"{key}={value}" for key, value in record.setting.items())
-            seen = int(record.extra.get("images_seen", 0))
-            values[record.benchmark, setting, record.metric][record.method][seen].append(record.value)
-    return {
-        key: {
-            method: [
-                Point(seen, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found))
-                for seen, found in sorted(by_seen.items())
-            ]
-            for method, by_seen in methods.items()
-        }
-        for key, methods in values.items()
-    }
+    table = aggregate(Entry(_with_images_seen(record)) for record in records if record.status == "ok")
+    chosen = [column for column in table.columns if metric in (None, column.metric)]
+    found = [(column, _lines(table, column)) for column in chosen]
+    return [
+        Curves(f"{group_name(column)}: {table.column_name(column)}", column.metric, column.unit, lines)
+        for column, lines in found
+        if lines
+    ]
+
+
+def _with_images_seen(record: Record) -> Record:
+    """Random weights have seen none, and no file says so."""
+    if record.weights_sha256 is not None or "images_seen" in record.extra:
+        return record
+    return dataclasses.replace(record, extra={**record.extra, "images_seen": 0})
+
+
+def _lines(table: Table, column: Column) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for row in table.rows:  # in the order of images seen
+        cell = table.cell(row, column)
+        if not cell.entries:
+            continue
+        if row.images_seen is None or cell.mean is None:
+            why = "images seen not known" if row.images_seen is None else "a seed has several results"
+            log.warning("left out of the curves: %s, %s: %s", row.method, group_name(column), why)
+            continue
+        point = Point(row.images_seen, cell.mean, cell.std or 0.0, cell.count)
+        found.setdefault(_line_name(table, row), []).append(point)
+    return found
+
+
+def _line_name(table: Table, row: Row) -> str:
+    """The method, and its trunk where there are several."""
+    several = len({other.trunk for other in table.rows if other.method == row.method}) > 1
+    return f"{row.method}, {in_words(json.loads(row.trunk))}" if several and row.trunk else row.method
 
 
 def metric_curve(run_dir: Path, key: str) -> list[tuple[int, float]]:

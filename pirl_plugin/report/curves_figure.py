@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from pirl_plugin.report.curves import Point, metric_curve
+from pirl_plugin.report.curves import Curves, Point, metric_curve
 
 # colours that can be told apart without seeing red and green (Okabe & Ito 2008)
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,7 +25,7 @@ _HEALTH = (
 
 
 def draw_curves(
-    curves: Mapping[tuple[str, str, str], Mapping[str, Sequence[Point]]],
+    curves: Sequence[Curves],
     run_dirs: Mapping[str, Path],
     path: str | Path,
     title: str = "",
@@ -48,12 +48,13 @@ def draw_curves(
     columns = max(len(curves), len(health))
     figure = Figure(figsize=(3.4 * columns, 3.1 * (1 + bool(health))), layout="constrained")
     FigureCanvasAgg(figure)
-    colours = {method: _COLOURS[index % len(_COLOURS)] for index, method in enumerate(run_dirs)}
-    for index, ((benchmark, setting, metric), methods) in enumerate(curves.items()):
+    names = dict.fromkeys([*run_dirs, *(name for probe in curves for name in probe.lines)])
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    for index, probe in enumerate(curves):
         axes = figure.add_subplot(1 + bool(health), columns, index + 1)
-        _draw_probe(axes, methods, colours)
-        axes.set_title("\n".join(textwrap.wrap(f"{benchmark} ({setting})", width=38)), fontsize=9)
-        axes.set_ylabel(f"{metric}, %", fontsize=8)
+        _draw_probe(axes, probe.lines, colours)
+        axes.set_title("\n".join(textwrap.wrap(probe.title, width=38)), fontsize=9)
+        axes.set_ylabel(", ".join(part for part in (probe.metric, probe.unit) if part), fontsize=8)
         if index == 0:
             axes.legend(fontsize=8, frameon=False)
     for index, (key, name) in enumerate(health):
