@@ -139,6 +139,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes() -> int:
+    """How many of them run on this machine, 1 without ``torchrun``."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def planned_place() -> tuple[int, int]:
     """Rank and number of processes: those of the group where there is one, else those that ``torchrun`` is to make."""
     if dist.is_available() and dist.is_initialized():

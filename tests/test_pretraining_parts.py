@@ -93,6 +93,32 @@ def test_facts_that_are_not_known_or_known_better() -> None:
 # -- losses with a state of their own ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("bank", "processes", "here", "megabytes"),
+    [
+        ({}, 1, 1, 512),
+        ({"name": "ema_memory_bank", "dtype": "bfloat16"}, 1, 1, 256),
+        ({"name": "ema_memory_bank"}, 8, 4, 4 * 512),
+        ({"name": "sharded_ema_memory_bank"}, 8, 4, 256),
+        ({"name": "sharded_ema_memory_bank", "dtype": "bfloat16"}, 8, 4, 128),
+    ],
+)
+def test_a_bank_that_the_machine_has_no_memory_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, bank: dict, processes: int, here: int, megabytes: int
+) -> None:
+    """A million rows x 128, as each of the machine's processes stores them; little is needed besides."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    loss = {"num_images": 10**6, "dim": 128, "memory_bank": bank}
+    monkeypatch.setattr(checks, "available_memory", lambda: (megabytes + 9 * here) * 10**6)
+    checks.refuse_too_large_bank(loss)
+    monkeypatch.setattr(checks, "available_memory", lambda: megabytes * 10**6)
+    said = rf"of 1000000 x 128 needs \d.\d GB to build.*the machine has {megabytes / 1000:.1f} GB"
+    with pytest.raises(ValueError, match=said) as caught:
+        checks.refuse_too_large_bank(loss)
+    assert ("in 4 processes" in str(caught.value)) == (here == 4)
+
+
 def test_parameters_of_a_loss_are_trained_and_saved(tmp_path: Path) -> None:
     task = built("prototypes", checkpoint={"name": "run_checkpoint"}, run_dir=str(tmp_path))
     start = task.base_loss.prototypes.weight.detach().clone()

@@ -35,6 +35,11 @@ def random_rows(count: int, dim: int, dtype: str, generator: torch.Generator | N
     return rows
 
 
+def bytes_to_build(count: int, dim: int, dtype: str) -> int:
+    """Bytes that ``random_rows`` takes at most: the rows, and pieces of them as drawn and in float32."""
+    return count * dim * _DTYPES[dtype].itemsize + 8 * dim * _AT_A_TIME
+
+
 def mean_by_id(ids: Tensor, embeddings: Tensor) -> Tensor:
     """Every embedding replaced by the mean of those with its id, ``(B, D)``; the same bits for equal ids.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from pirl_plugin import distributed
 from pirl_plugin.data.datasets import ImageDataset
 from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.functional import bank_rows
 from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.hooks.checkpoint import dataset_facts
 from pirl_plugin.models.ssl_model import SSLModel, is_pixels
@@ -85,13 +87,18 @@ def refuse_too_large_bank(loss: Mapping[str, Any]) -> None:
     available = available_memory()
     if not isinstance(rows, int) or not isinstance(dim, int) or available is None:
         return
-    name = (loss.get("memory_bank") or {}).get("name", "ema_memory_bank")
-    # random directions are drawn and then divided by their length: twice the rows for a moment, in float32
-    needed = 2 * 4 * rows * dim // (distributed.launched_processes() if name.startswith("sharded") else 1)
+    bank, processes = loss.get("memory_bank") or {}, distributed.local_processes()
+    is_split = bank.get("name", "ema_memory_bank").startswith("sharded")
+    of_each = math.ceil(rows / distributed.launched_processes()) if is_split else rows
+    half = bank.get("dtype") == "bfloat16"
+    # every process of the machine builds its own, all at about the same time
+    needed = processes * bank_rows.bytes_to_build(of_each, dim, "bfloat16" if half else "float32")
     if needed > available:
+        where = f" in {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"the memory bank of {rows} x {dim} needs {needed / 1e9:.1f} GB to build, the machine has "
-            f"{available / 1e9:.1f} GB left: lower loss.dim, take a sharded bank, or use a machine with more memory."
+            f"the memory bank of {rows} x {dim} needs {needed / 1e9:.1f} GB to build{where}, the machine has "
+            f"{available / 1e9:.1f} GB left: lower loss.dim, store the rows in bfloat16, take a sharded bank, or use a "
+            "machine with more memory."
         )
 
 
