@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pirl_plugin.benchmarks import KNN, BenchmarkContext, extract
 from pirl_plugin.benchmarks.features import pooled_features
 from pirl_plugin.commands.benchmark import benchmark
 from pirl_plugin.data.generated_scenes import GeneratedScenes
+from pirl_plugin.data.reading import UnreadableImageError
 from pirl_plugin.records import read_records
 from pirl_plugin.registry import build
 
@@ -112,6 +114,61 @@ def test_a_damaged_file_is_extracted_again(tmp_path, caplog):
     assert "extracting again" in caplog.text
     torch.testing.assert_close(again.of["res2"], first.of["res2"], rtol=0, atol=0)
     assert file.stat().st_size > 100
+
+
+class Damaged(GeneratedScenes):
+    """Some of its images cannot be read, though the files look as before."""
+
+    def __init__(self, *broken: int) -> None:
+        super().__init__(num_images=13, size=32, split="train")
+        self.broken = broken
+
+    def read(self, image_id: int) -> Image.Image:
+        if image_id in self.broken:
+            raise UnreadableImageError(str(image_id), "no answer")
+        return super().read(image_id)
+
+
+def damaged(folder: Path | None, *broken: int) -> BenchmarkContext:
+    return dataclasses.replace(context(folder), train=Damaged(*broken))
+
+
+@pytest.mark.parametrize(("before", "after"), [((3,), (7,)), ((), (7,)), ((3,), ())])
+def test_layers_of_other_images_are_not_put_side_by_side(tmp_path, before, after):
+    """An image that could be read when the first layer was extracted cannot any more, or the other way round."""
+    one, two, direct = damaged(tmp_path, *before), damaged(tmp_path, *after), damaged(None, *after)
+    extract(one, one.train, ["res2"], "avg", "train")
+    both = extract(two, two.train, ["res2", "res5"], "avg", "train")
+    expected = extract(direct, direct.train, ["res2", "res5"], "avg", "train")
+    assert both.ids.tolist() == [image_id for image_id in range(13) if image_id not in after]
+    for name in ("res2", "res5"):
+        torch.testing.assert_close(both.of[name], expected.of[name], rtol=0, atol=0)
+    extract(two, two.train, ["res2", "res5"], "avg", "train")
+    assert two.trunk.seen <= 26  # what was kept last is of the same images
+
+
+def test_two_kept_layers_of_other_images_are_not_put_side_by_side(tmp_path):
+    for name, broken in (("res2", 3), ("res5", 7)):
+        one = damaged(tmp_path, broken)
+        extract(one, one.train, [name], "avg", "train")
+    two = damaged(tmp_path, 7)
+    both = extract(two, two.train, ["res5", "res2"], "avg", "train")
+    assert 3 in both.ids.tolist()
+    assert len(both.of["res2"]) == len(both.of["res5"]) == len(both.ids) == 12
+
+
+def test_images_that_are_broken_for_good_do_not_keep_features_from_being_read(tmp_path):
+    one = damaged(tmp_path, 3, 7)
+    extract(one, one.train, ["res2"], "avg", "train")
+    seen = one.trunk.seen
+    assert extract(one, one.train, ["res2"], "avg", "train").unreadable == 2
+    assert one.trunk.seen == seen
+
+
+def test_an_image_that_can_be_read_again_counts(tmp_path):
+    one, two = damaged(tmp_path, 3), damaged(tmp_path)
+    assert extract(one, one.train, ["res2"], "avg", "train").unreadable == 1
+    assert extract(two, two.train, ["res2"], "avg", "train").unreadable == 0
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
-from pirl_plugin.benchmarks.features_cache import FeaturesCache
+from pirl_plugin.benchmarks.features_cache import FeaturesCache, Kept
 from pirl_plugin.data.loading import evaluation_loader
+from pirl_plugin.data.reading import UnreadableImageError
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.ssl_model import main_embedding
 from pirl_plugin.records import memory_gib
@@ -96,9 +97,14 @@ def extract(context: BenchmarkContext, dataset: Any, names: Sequence[str], pooli
     """
     cache = FeaturesCache.of(context, dataset, pooling)
     kept = cache.read(names, context.device)
+    if kept.ids is not None and _are_readable_again(dataset, kept.ids):
+        kept = Kept()
     missing = [name for name in names if name not in kept.of]
     if missing:
         found, ids = _extract(context, dataset, missing, pooling, what)
+        if kept.ids is not None and not torch.equal(kept.ids, ids):  # another image could not be read this time
+            kept = Kept()
+            found, ids = _extract(context, dataset, names, pooling, what)
         cache.write(found, ids)
         kept.of.update(found)
         kept.ids = ids
@@ -107,6 +113,20 @@ def extract(context: BenchmarkContext, dataset: Any, names: Sequence[str], pooli
         if not bool(torch.isfinite(kept.of[name]).all()):
             raise ValueError(f"the {name} features of the {what} split are not finite: the weights have diverged.")
     return Features({name: kept.of[name] for name in names}, kept.ids, len(dataset) - len(kept.ids))
+
+
+def _are_readable_again(dataset: Any, ids: Tensor) -> bool:
+    """Whether any image that kept features leave out can be read now; images that are broken for good cannot."""
+    left_out = sorted(set(range(len(dataset))).difference(ids.tolist()))
+    return any(distributed.gather_objects(any(_is_readable(dataset, image_id) for image_id in left_out)))
+
+
+def _is_readable(dataset: Any, image_id: int) -> bool:
+    try:
+        dataset.read(image_id)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _extract(

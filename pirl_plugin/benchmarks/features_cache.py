@@ -61,20 +61,23 @@ class FeaturesCache:
         return cls(context.cache_dir, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32])
 
     def read(self, names: Sequence[str], device: torch.device) -> Kept:
-        """Those of the named features that are kept, on the device."""
-        kept = Kept()
+        """Those of the named features that are kept, on the device: of the same images, all of them."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
             path = self._path(name)
             if path is None or not path.is_file():
                 continue
             try:
                 content = load_file(path)
-                kept.of[name], kept.ids = content["features"].to(device), content["ids"]
+                found[name] = content["features"].to(device), content["ids"]
             except (SafetensorError, OSError, KeyError) as error:
                 log.warning("%s cannot be read (%s): extracting again.", path, error)
         # ranks that see different files must not part ways: one of them would wait for ever
-        common = set.intersection(*(set(found) for found in distributed.gather_objects(list(kept.of))))
-        return Kept({name: kept.of[name] for name in kept.of if name in common}, kept.ids if common else None)
+        rows = {name: hashlib.sha256(ids.numpy().tobytes()).hexdigest() for name, (_, ids) in found.items()}
+        everywhere = distributed.gather_objects(rows)
+        common = [name for name in found if all(rows[name] == others.get(name) for others in everywhere)]
+        alike = [name for name in common if rows[name] == rows[common[0]]]
+        return Kept({name: found[name][0] for name in alike}, found[alike[0]][1] if alike else None)
 
     def write(self, features: Mapping[str, Tensor], ids: Tensor) -> None:
         """Keeps features, but for those that are very large."""
