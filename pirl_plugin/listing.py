@@ -116,10 +116,9 @@ def components(kinds: Iterable[str] = (), host: bool = False) -> list[ComponentI
     kinds = list(kinds)
     unknown = [kind for kind in kinds if kind not in REGISTRIES]
     if unknown:
-        message = "Unknown kind {!r}. Available: {}.{}"
+        message, known = "Unknown kind {!r}. Available: {}.{}", ("methods", *REGISTRIES)
         raise ConfigError(
-            Problem("kind", message.format(kind, ", ".join(REGISTRIES), did_you_mean(kind, REGISTRIES)))
-            for kind in unknown
+            Problem("kind", message.format(kind, ", ".join(known), did_you_mean(kind, known))) for kind in unknown
         )
     return [
         ComponentInfo(kind, name, summary(cls), f"{cls.__module__}.{cls.__qualname__}", _parameters(cls))

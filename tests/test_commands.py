@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pirl_plugin import config as configs
 from pirl_plugin import registry
 from pirl_plugin.commands import bench, benchmark, compare, convert, published, show_curves, show_views, sweep, train
 from pirl_plugin.commands import list as list_command
+from pirl_plugin.commands.running import exit_code
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
@@ -218,6 +221,42 @@ def test_help_helps(name: str) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert "example" in outcome.out
     assert all(len(line) <= 120 for line in outcome.out.splitlines())
+
+
+def test_a_command_goes_by_the_name_it_was_called_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/pirl-list"])
+    assert run(list_command.main, ["--help"]).out.startswith("usage: pirl-list ")
+    monkeypatch.setattr(sys, "argv", ["tools/list.py"])
+    assert run(list_command.main, ["--help"]).out.startswith("usage: list.py ")
+
+
+def test_a_setting_with_dashes_is_told_how_settings_are_written() -> None:
+    outcome = run(train.main, ["--method", "pirl_32"])
+    assert outcome.code == 2
+    assert "unrecognized arguments: --method; settings are key=value, without dashes: method=..." in outcome.err
+    assert "key=value, without" not in run(list_command.main, ["--method"]).err
+
+
+def test_nobody_reads_to_the_end(repository_root: Path) -> None:
+    """``tools/list.py | head -1``."""
+    process = subprocess.Popen(
+        [sys.executable, str(repository_root / "tools" / "list.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_said(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise error
+
+    assert exit_code(fails) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory: lower batch_size.")
 
 
 def test_every_tool_is_a_known_command(repository_root: Path) -> None:

@@ -109,7 +109,7 @@ def test_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'loss'"):
         components(["los"])
     assert main(["los"]) == 2
-    assert "Unknown kind 'los'. Available: task, dataset" in capsys.readouterr().err
+    assert "Unknown kind 'los'. Available: methods, task, dataset" in capsys.readouterr().err
 
 
 def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,17 @@ def test_a_program_of_the_readme(
     assert f"torch.Size({wanted})" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("tool", ["tools/train.py", "tools/benchmark.py", "tools/sweep.py"])
+def test_the_examples_of_help(tool: str, reader: Path) -> None:
+    text = run(MAINS[tool], ["--help"]).out.replace("\\\n", " ")
+    found = [line for line in text.splitlines() if tool in line and "=" in line]
+    assert len(found) > 2
+    for line in found:
+        command = re.split(r"\s{3,}(?=[A-Za-z])", line.strip())[0]  # what it does stands behind it
+        named, arguments = in_tiny(command, reader)
+        only_check(named, [argument for argument in arguments if not argument.startswith("--")])
+
+
 def test_there_are_commands_to_test() -> None:
     assert any("tools/train.py" in command for block in SHELL for command in block.commands())
     assert PROGRAMS

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.schema import did_you_mean
 from pirl_plugin.speed.areas import AREAS
@@ -33,11 +34,10 @@ what a call takes beyond what was held before it. Nothing else should run on the
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 2 for a mistake in the command."""
     areas = "\n".join(f"  {name:<12} {area.about}" for name, area in AREAS.items())
-    parser = argparse.ArgumentParser(
-        prog="bench.py",
-        description="Measure speed and memory against the plain, published way, and against what the machine allows.",
-        epilog=_EPILOG.format(areas=areas),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "bench.py",
+        "Measure speed and memory against the plain, published way, and against what the machine allows.",
+        _EPILOG.format(areas=areas),
     )
     parser.add_argument("areas", nargs="*", metavar="AREA", help="what to measure (default: everything)")
     parser.add_argument("--quick", action="store_true", help="mostly small sizes: about two minutes for everything")

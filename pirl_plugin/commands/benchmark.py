@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import re
@@ -16,6 +15,7 @@ from pirl_plugin import config as configs
 from pirl_plugin import distributed, published
 from pirl_plugin.benchmarks.runner import dataset_name, problems_of, run_benchmark
 from pirl_plugin.benchmarks.weights_under_test import RANDOM
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.run_lock import locked
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
@@ -45,11 +45,10 @@ Writes result.json (the headline), results.jsonl (every number), config.yaml and
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0 for a result, 2 for a mistake in the command, 1 for a benchmark that failed."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py",
-        description="Run one benchmark on frozen weights.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "benchmark.py",
+        "Run one benchmark on frozen weights.",
+        _EPILOG,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
     parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.report.build import write_report
 from pirl_plugin.report.plain import for_terminal
@@ -15,10 +15,10 @@ from pirl_plugin.report.sources import find
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 1 where there are no results to compare."""
-    parser = argparse.ArgumentParser(
-        prog="compare.py",
-        description="Compare the results below some folders: report.html, report.md, report.csv, and a table here.",
-        epilog="example: python tools/compare.py runs/pirl runs/npid runs/from_the_cluster --out runs/comparison",
+    parser = Parser(
+        "compare.py",
+        "Compare the results below some folders: report.html, report.md, report.csv, and a table here.",
+        "example: python tools/compare.py runs/pirl runs/npid runs/from_the_cluster --out runs/comparison",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders of runs, or of many runs")
     parser.add_argument(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.weights import files
 from pirl_plugin.weights.convert import TARGETS, ConversionReport, convert
@@ -31,11 +31,10 @@ detectron2 reads .pth as well as .pkl; .pth is the default, since no code can hi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0, 2 for a mistake in the command, 1 for a file that cannot be converted."""
-    parser = argparse.ArgumentParser(
-        prog="convert.py",
-        description="Take the ResNet trunk out of a checkpoint and write it for another library.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "convert.py",
+        "Take the ResNet trunk out of a checkpoint and write it for another library.",
+        _EPILOG,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file of weights")
     parser.add_argument("--to", choices=TARGETS, help="library to write for")

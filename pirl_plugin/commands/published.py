@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.published import BENCHMARKS, available, listed, rows
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
 
@@ -59,11 +59,11 @@ def _asked(choices: Sequence[str]) -> dict[str, str]:
     return asked
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pirl-published",
-        description="Published numbers of a benchmark, each with its source, by the protocol they were made under.",
-        epilog="example: python tools/published.py benchmark=linear dataset=imagenet method=PIRL",
+def _parser() -> Parser:
+    parser = Parser(
+        "published.py",
+        "Published numbers of a benchmark, each with its source, by the protocol they were made under.",
+        "example: python tools/published.py benchmark=linear dataset=imagenet method=PIRL",
     )
     keys = "benchmark, dataset, method (part of its name), metric, protocol"
     parser.add_argument("choices", nargs="*", metavar="key=value", help=f"what to show; keys: {keys}")

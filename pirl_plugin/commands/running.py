@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +40,13 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     """
     try:
         action()
+        sys.stdout.flush()
     except KeyboardInterrupt as error:
         _say_once(f"interrupted{error}")
         return INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
     except Preempted as error:
         _say_once(f"stopped by {error}")
         return PREEMPTED
@@ -58,20 +64,37 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
         logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, *_UNEXPECTED) as error:
         if debug:
             raise
-        reason = str(error).partition("\n")[0]
-        print(f"error: out of memory: lower batch_size. {reason}".strip(), file=sys.stderr)
-        return FAILED
-    except _UNEXPECTED as error:
-        if debug:
-            raise
+        if _is_out_of_memory(error):
+            reason = str(error).partition("\n")[0]
+            print(f"error: out of memory: lower batch_size. {reason}".strip(), file=sys.stderr)
+            return FAILED
         logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)
         reason = " ".join(str(error).split())[:300]
         print(f"error: {type(error).__name__}: {reason} ({UNEXPECTED})", file=sys.stderr)
         return FAILED
     return OK
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's allocator for the CPU has no exception of its own
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output has been closed, by ``| head``; what is left for it then goes nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # no file at all
+        return False
+    looking = select.poll()
+    looking.register(descriptor, 0)
+    if not any(event & select.POLLERR for _, event in looking.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _say_once(text: str) -> None:

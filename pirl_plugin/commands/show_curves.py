@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import exit_code
 from pirl_plugin.report.curves import Curves, Point, probe_curves, run_records
 from pirl_plugin.report.curves_figure import draw_curves
@@ -13,10 +13,10 @@ from pirl_plugin.report.curves_figure import draw_curves
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 1 where there are no results to show."""
-    parser = argparse.ArgumentParser(
-        prog="show_curves.py",
-        description="Show what benchmarks measured at a run's checkpoints, beside its signs of health.",
-        epilog="example: python tools/show_curves.py runs/pirl runs/npid runs/random --out curves.png",
+    parser = Parser(
+        "show_curves.py",
+        "Show what benchmarks measured at a run's checkpoints, beside its signs of health.",
+        "example: python tools/show_curves.py runs/pirl runs/npid runs/random --out curves.png",
     )
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of runs with benchmarks")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write (default: %(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 
 from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.functional.pending_colours import coloured
 from pirl_plugin.registry import build
@@ -27,10 +27,10 @@ _REPORT_DPI = 90
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0, or 2 for a mistake in the command."""
-    parser = argparse.ArgumentParser(
-        prog="show_views.py",
-        description="Draw the views of some images: one row an image, the original, then each view.",
-        epilog="example: python tools/show_views.py method=pirl dataset=image_folder dataset.root=DIR --out views.png",
+    parser = Parser(
+        "show_views.py",
+        "Draw the views of some images: one row an image, the original, then each view.",
+        "example: python tools/show_views.py method=pirl dataset=image_folder dataset.root=DIR --out views.png",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py")
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="picture to write (default: %(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pirl_plugin import registry
 from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.runner import problems_of as benchmark_problems
 from pirl_plugin.commands import benchmark, train
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.running import FAILED, OK, Preempted, exit_code, log_to
 from pirl_plugin.commands.show_views import leave_views
 from pirl_plugin.report.build import write_report
@@ -39,10 +39,10 @@ ENTRIES = {TRAIN: train.main, BENCHMARK: benchmark.main}
 
 _EPILOG = """\
 examples:
-  python tools/sweep.py sweep=demo                                      everything on generated scenes, in minutes
-  python tools/sweep.py sweep=demo methods=[pirl,npid] seeds=[0,1,2]    two methods, three seeds
-  python tools/sweep.py sweep=standard roots.imagenet=DIR roots.voc=DIR launcher=slurm
-  python tools/sweep.py sweep=lambda --dry-run                          what would be done
+  python tools/sweep.py sweep=demo                                            everything on generated scenes, in minutes
+  python tools/sweep.py sweep=demo methods=[pirl_32,npid_32] seeds=[0,1,2]    two methods, three seeds
+  python tools/sweep.py sweep=lambda roots.imagenet=DIR --dry-run             what would be done
+  python tools/sweep.py sweep=methods_32 roots.photographs=LABELLED_DIR launcher=slurm
 
 Ctrl-C, SIGTERM or a crash loses nothing: the same command goes on. What is finished is never made again.
 sweeps: {sweeps}
@@ -53,11 +53,10 @@ launchers: {launchers}
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0: every run is finished, 1: one failed, 2: a mistake in the command, 75: told to stop."""
     groups = configs.groups()
-    parser = argparse.ArgumentParser(
-        prog="sweep.py",
-        description="Pretrain several methods, run every benchmark on each, and compare.",
-        epilog=_EPILOG.format(sweeps=", ".join(groups["sweep"]), launchers=", ".join(groups["launcher"])),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "sweep.py",
+        "Pretrain several methods, run every benchmark on each, and compare.",
+        _EPILOG.format(sweeps=", ".join(groups["sweep"]), launchers=", ".join(groups["launcher"])),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with rough estimates and stop")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -17,6 +16,7 @@ from classy_vision.tasks import build_task
 
 from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
+from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.preflight import refuse_small_disk, refuse_unusable_folder, warn_of_idle_gpu
 from pirl_plugin.commands.run_lock import locked
 from pirl_plugin.commands.running import PREEMPTED, Preempted, exit_code, log_to
@@ -56,11 +56,10 @@ The same command again goes on where the run stopped. Names and parameters: pyth
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 0 for a finished run, 2 for a mistake in the command, 75 for one told to stop."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Pretrain a trunk without labels.",
-        epilog=_EPILOG.format(groups=", ".join(configs.groups())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "train.py",
+        "Pretrain a trunk without labels.",
+        _EPILOG.format(groups=", ".join(configs.groups())),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="choices and settings, in Hydra's syntax")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
