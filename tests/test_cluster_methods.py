@@ -14,6 +14,7 @@ from ranks import run_ranks
 from small_task import assert_identical, everything
 from test_checkpoint_resume import Killer, Stop
 
+from pirl_plugin.data.loading import SampledViews
 from pirl_plugin.heartbeat import DATA, STARTING
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.tasks import SSLPretrainingTask
@@ -108,6 +109,19 @@ def test_the_first_pass_says_that_it_makes_progress() -> None:
     task.heartbeat = Beat()  # type: ignore[assignment]
     LocalTrainer().train(task)
     assert Beat.marks[:3] == [(0, STARTING), (0, STARTING), (0, DATA)]  # an epoch has two batches
+
+
+def test_the_first_pass_takes_the_loader_that_training_goes_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one would start its workers a second time, and this one's batches would not be page-locked."""
+    asked, iterator = [], SampledViews.iterator
+
+    def noted(views: SampledViews, *arguments: Any, **keywords: Any) -> Any:
+        asked.append(keywords.get("pin_memory"))
+        return iterator(views, *arguments, **keywords)
+
+    monkeypatch.setattr(SampledViews, "iterator", noted)
+    run(small("deepcluster_v2_32", num_epochs=1))
+    assert asked == [False, False]  # as on a CPU
 
 
 def test_without_the_hook_nothing_starts() -> None:

@@ -194,6 +194,13 @@ class TestSampledViews:
         assert views.get_batchsize_per_replica() == views.get_global_batchsize() == 4
         assert len(views) == 23
 
+    @pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+    def test_page_locked_batches_come_as_soon_as_they_are_asked_for(self):
+        views = sampled()
+        loaders = [views.iterator(pin_memory=pin).loader for pin in (False, True, True)]
+        assert [loader.pin_memory for loader in loaders] == [False, True, True]
+        assert loaders[1] is loaders[2]
+
     def test_the_global_random_state_is_left_alone(self):
         before = torch.get_rng_state()
         list(sampled().iterator())

@@ -185,17 +185,19 @@ class SampledViews(ClassyDataset):
             current_phase_id: the epoch, 0-based (classy-vision's name).
             start_step: steps to skip, at no cost.
             *args: ignored.
-            **kwargs: ``pin_memory`` counts; what else the host passes is ignored.
+            **kwargs: ``pin_memory`` counts, and another one than before starts the workers anew; what else the host
+                passes is ignored.
         """
         sampler = self._sampler()
         sampler.epoch, sampler.start_step = current_phase_id, start_step
-        if self._loader is None:
+        pin_memory = self.pin_memory or bool(kwargs.get("pin_memory", False))
+        if self._loader is None or self._loader.pin_memory != pin_memory:
             self._loader = make_loader(
                 self.keyed_views,
                 _SettableSampler(sampler),
                 WithUnreadable(self.collator),
                 self.num_workers,
-                self.pin_memory or bool(kwargs.get("pin_memory", False)),
+                pin_memory,
                 self.prefetch_factor,
                 self.multiprocessing_context,
             )

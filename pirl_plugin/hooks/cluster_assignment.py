@@ -68,7 +68,7 @@ class ClusterAssignmentHook(Configurable, ClassyHook):
         log.info("Embedding %d images before the first epoch, for their clusters", len(views))
         device = next(task.base_model.parameters()).device
         task.base_model.train()
-        for batch in views.iterator(current_phase_id=0):
+        for batch in views.iterator(current_phase_id=0, pin_memory=device.type == "cuda"):
             pixels = coloured(batch["input"], device)[loss.stored_view].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=getattr(task, "precision", "") == "bf16"):
                 output = task.base_model({loss.stored_view: pixels})
