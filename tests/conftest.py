@@ -18,6 +18,8 @@ import torch
 import pirl_plugin  # noqa: F401  (registers all components)
 
 ROOT = Path(__file__).resolve().parents[1]
+# zip archives of the datasets in docs/small_scale.md, if they are there
+REAL_DATA = Path(os.environ.get("PIRL_REAL_DATA") or ROOT.parent / "shared" / "data")
 
 torch.set_num_threads(1)
 if threading.current_thread() is threading.main_thread():
@@ -47,8 +49,7 @@ def repository_root() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images beside the checkout; the test is skipped where it is not there."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("real images are not here: ../shared/data does not exist")
-    return folder
+    """The folder with archives of real images; the test is skipped where it is not there."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real images are not here: {REAL_DATA} does not exist (PIRL_REAL_DATA names another folder)")
+    return REAL_DATA

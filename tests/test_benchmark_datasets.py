@@ -482,7 +482,7 @@ class TestVOC:
     def test_the_real_subset_is_a_part_of_voc2007(self, real_data: Path, tmp_path: Path) -> None:
         archive = real_data / "voc2007_subset.zip"
         if not archive.is_file():
-            pytest.skip("needs voc2007_subset.zip in ../shared/data")
+            pytest.skip("needs voc2007_subset.zip in PIRL_REAL_DATA")
         root = unpacked(archive, tmp_path)
         train, test = build("voc2007", root), build("voc2007", root, split="test")
         assert (len(train), len(test), train.record_name) == (240, 120, "voc2007-partial")

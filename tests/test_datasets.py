@@ -13,8 +13,6 @@ from PIL import Image
 import pirl_plugin.data  # noqa: F401
 from pirl_plugin.schema import ConfigError
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-
 
 def paint(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -340,7 +338,7 @@ class TestVOC:
         """BCCD: classes of its own, no class lists, and two boxes whose corners are one and the same pixel."""
         archive = real_data / "bccd_voc.zip"
         if not archive.is_file():
-            pytest.skip("needs bccd_voc.zip in ../shared/data")
+            pytest.skip("needs bccd_voc.zip in PIRL_REAL_DATA")
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(tmp_path, [name for name in packed.namelist() if "JPEGImages" not in name])
             for name in packed.namelist():
@@ -364,11 +362,11 @@ class TestVOC:
         with pytest.raises(ValueError, match=r"several VOC datasets.*VOC2007.*VOC2012"):
             voc(devkit)
 
-    def test_real_annotations_agree_with_the_devkits_own_lists(self, tmp_path):
+    def test_real_annotations_agree_with_the_devkits_own_lists(self, real_data, tmp_path):
         """VOC2007: the per-class lists and the annotations are two statements of the same thing."""
-        archive = SHARED / "voc2007_subset.zip"
+        archive = real_data / "voc2007_subset.zip"
         if not archive.is_file():
-            pytest.skip("needs voc2007_subset.zip in ../shared/data")
+            pytest.skip("needs voc2007_subset.zip in PIRL_REAL_DATA")
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(tmp_path)
         listed = voc(tmp_path, split="test")
