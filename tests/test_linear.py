@@ -301,6 +301,20 @@ def test_knn_yields_each_k_and_cuts_it_to_the_training_set():
     assert "cut to the 60 training images" in results[1].extra["note"]
 
 
+def test_the_published_name_of_knn_needs_the_published_view():
+    view = {"name": "eval_view", "resize": 256, "crop": 224}
+    one = context(image_size=224, view=view)
+    other = dataclasses.replace(one, view={**view, "resize": 224})
+    small = dataclasses.replace(one, image_size=32, view={"name": "eval_view", "resize": 32, "crop": 32})
+    found = [next(iter(KNN(k=[1]).run(each))) for each in (one, other, small)]
+    assert [result.protocol for result in found] == ["weighted_knn", "weighted_knn*", "weighted_knn*"]
+    assert [result.extra.get("changed") for result in found] == [
+        None,
+        {"transform": [view, {**view, "resize": 224}]},
+        {"image_size": [224, 32]},
+    ]
+
+
 def test_knn_on_the_embedding_uses_the_image_head():
     torch.manual_seed(0)
     model = SSLModel(trunk=TRUNK, heads={"image": {"name": "linear", "dim": 3}}).eval()

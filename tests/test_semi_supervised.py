@@ -340,9 +340,12 @@ def test_the_accuracy_is_that_of_the_network_on_the_test_images():
     assert results["top5"] == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
 
 
-def named(tmp_path: Path, **arguments: Any) -> str:
+EVALUATION_VIEW = {"name": "eval_view", "resize": 256, "crop": 224}
+
+
+def named(tmp_path: Path, image_size: int = 224, view: dict[str, Any] | None = None, **arguments: Any) -> str:
     """Protocol in the records of a run on 224-pixel images whose training is left out."""
-    one = context(image_size=224, run_dir=tmp_path)
+    one = context(image_size=image_size, view=view or EVALUATION_VIEW, run_dir=tmp_path)
     return next(iter(SemiSupervised(**arguments).run(one))).protocol
 
 
@@ -356,6 +359,8 @@ def test_the_protocols_name_has_a_star_for_everything_that_differs(tmp_path, mon
     assert named(tmp_path, fraction=0.1, sampling="balanced") == "paper*"
     assert named(tmp_path, fraction=0.1, sampling="random", protocol="swav") == "swav*"
     assert named(tmp_path, fraction=0.2) == "paper*"
+    assert named(tmp_path, fraction=0.1, image_size=96, view={**EVALUATION_VIEW, "resize": 96, "crop": 96}) == "paper*"
+    assert named(tmp_path, fraction=0.1, view={**EVALUATION_VIEW, "resize": 232}) == "paper*"
     for change in (
         {"num_epochs": 71},
         {"batch_size": 255},

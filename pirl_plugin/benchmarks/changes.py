@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pirl_plugin.benchmarks.context import BenchmarkContext
+
+PUBLISHED_SIZE = 224  # pixels: side of the evaluation views of every protocol with published numbers
+
 Changes = dict[str, list[Any]]
 """``{what: [the protocol's, here]}``."""
 
@@ -20,6 +24,17 @@ def changes(pairs: Mapping[str, tuple[Any, Any]]) -> Changes:
     """
     plain = {what: [_plain(value) for value in pair] for what, pair in pairs.items()}
     return {what: pair for what, pair in plain.items() if pair[0] != pair[1]}
+
+
+def changed_views(context: BenchmarkContext, view: Mapping[str, Any]) -> Changes:
+    """How the images that a run measures on are seen otherwise than its protocol sees them.
+
+    Args:
+        context: of the run.
+        view: the protocol's at the run's size of image.
+    """
+    size = (PUBLISHED_SIZE, context.image_size)
+    return changes({"image_size": size, "transform": (dict(view), dict(context.view or view))})
 
 
 def recorded_name(protocol: str, changed: Mapping[str, Any]) -> str:

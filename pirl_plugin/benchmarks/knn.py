@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 
+from pirl_plugin.benchmarks.changes import changed_views, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import EMBEDDING, train_and_test
 from pirl_plugin.benchmarks.top_k import top_k_accuracy
@@ -20,8 +21,9 @@ from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
 class KNN(Benchmark):
     """Weighted k nearest neighbours by cosine: top-1 and, for more than five classes, top-5 (Wu et al. 2018).
 
-    Nothing is trained. The protocol's name in the records is ``weighted_knn``; the headline is the largest k's top-1.
-    Wu et al. use k = 200, temperature 0.07 and the 128-d embedding.
+    Nothing is trained. The protocol's name in the records is ``weighted_knn``, with a star for another size of image
+    than 224 or another view, which ``extra.changed`` names; the headline is the largest k's top-1. Wu et al. use
+    k = 200, temperature 0.07 and the 128-d embedding.
 
     Args:
         k: numbers of neighbours, all from one search; above the training set's size they are cut to it.
@@ -51,11 +53,12 @@ class KNN(Benchmark):
         scores = knn_votes(
             test.of[self.name], train.of[self.name], train.labels, sorted(set(cut.values())), self.temperature, classes
         )
+        changed = changed_views(context, self.evaluation_view(context.image_size))
         for asked, used in cut.items():
             setting: dict[str, Any] = {"k": asked, "temperature": self.temperature, "features": self.features}
             if self.features == "trunk":
                 setting["layer"] = self.name
-            extra = dict(notes)
+            extra = {**notes, **noted(changed)}
             if used < asked:
                 extra["note"] = f"k = {asked} was cut to the {available} training images"
             for top in (1, 5) if classes > 5 else (1,):
@@ -63,7 +66,7 @@ class KNN(Benchmark):
                     setting,
                     f"top{top}",
                     top_k_accuracy(scores[used], test.labels, top),
-                    "weighted_knn",
+                    recorded_name("weighted_knn", changed),
                     headline=top == 1 and asked == max(self.k),
                     extra=extra,
                 )

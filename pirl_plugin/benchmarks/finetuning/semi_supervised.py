@@ -14,7 +14,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from pirl_plugin import distributed
-from pirl_plugin.benchmarks.changes import changes, noted, recorded_name
+from pirl_plugin.benchmarks.changes import changed_views, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.features import class_labels, number_of_classes
 from pirl_plugin.benchmarks.finetuning.recipes import Recipe, changed_numbers, changed_recipe, published_recipe
@@ -25,7 +25,6 @@ from pirl_plugin.benchmarks.training import LabelledBatches, Part, augmented_vie
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
-_PUBLISHED_SIZE = 224
 LIST_NAME, STATE_NAME = "labelled_images.txt", "finetuning.pt"
 
 log = logging.getLogger(__name__)
@@ -49,8 +48,8 @@ class SemiSupervised(Benchmark):
     * ``barlow_twins``: balanced; 20, 256, 0.002 and 0.5, cosine.
 
     A star after the name in the records means that something differs, and ``extra.changed`` says what: a number changed
-    below, another fraction than 1 or 10 %, another way of sampling, another size of image than 224, or too few images
-    for a batch.
+    below, another fraction than 1 or 10 %, another way of sampling, another size of image than 224, another view of the
+    test images, or too few images for a batch.
 
     Args:
         protocol: see above.
@@ -133,13 +132,8 @@ class SemiSupervised(Benchmark):
         }
         changed = changed_numbers(recipe, self.protocol, fraction)
         sampling = recipe.sampling if self.list_file is not None else self.sampling
-        changed |= changes(
-            {
-                "sampling": (recipe.sampling, sampling),
-                "listed_but_unknown": (0, len(unknown)),
-                "image_size": (_PUBLISHED_SIZE, context.image_size),
-            }
-        )
+        changed |= changes({"sampling": (recipe.sampling, sampling), "listed_but_unknown": (0, len(unknown))})
+        changed |= changed_views(context, self.evaluation_view(context.image_size))
         extra |= noted(changed)
         protocol = recorded_name(self.protocol, changed)
         yield from self._results(context, network, classes, recipe.top, protocol, extra)

@@ -10,12 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Interval, Len
 
 from pirl_plugin import distributed
-from pirl_plugin.benchmarks.changes import Changes, changes, noted, recorded_name
+from pirl_plugin.benchmarks.changes import Changes, changed_views, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.linear.cached import fit_by_sgd, fit_to_convergence
 from pirl_plugin.benchmarks.linear.probes import GridPoint
 from pirl_plugin.benchmarks.linear.protocols import (
-    IMAGE_SIZE,
     PROTOCOLS,
     SCHEDULE_OF_CLASSES,
     Protocol,
@@ -215,13 +214,8 @@ class Linear(Benchmark):
         return changed, {layer: Outcome(one.metrics, {**one.extra, **unstated}) for layer, one in streamed.items()}
 
     def _changes_by_the_data(self, context: BenchmarkContext, targets: Targets) -> Changes:
-        own = self.evaluation_view(context.image_size)
-        pairs = {
-            "image_size": (IMAGE_SIZE, context.image_size),
-            "transform": (own, dict(context.view or own)),
-            "loss": ("softmax", "binary" if targets.multi else "softmax"),
-        }
-        return changes(pairs)
+        of_views = changed_views(context, self.evaluation_view(context.image_size))
+        return {**of_views, **changes({"loss": ("softmax", "binary" if targets.multi else "softmax")})}
 
 
 def _listed(value: float | Sequence[float] | None) -> list[float] | None:

@@ -14,7 +14,6 @@ Schedule = Literal["imagenet", "places205", "inaturalist2018"]
 
 # The published schedules are of these datasets, which their number of classes tells from all others.
 SCHEDULE_OF_CLASSES: dict[int, str] = {1000: "imagenet", 205: "places205", 8142: "inaturalist2018"}
-IMAGE_SIZE = 224
 
 _GOYAL_EPOCHS = {"imagenet": 28, "places205": 14, "inaturalist2018": 84}
 _SEVENTHS = (2 / 7, 4 / 7, 6 / 7)

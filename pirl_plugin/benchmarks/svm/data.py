@@ -11,14 +11,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pirl_plugin.benchmarks.average_precision import Rule, average_precisions
-from pirl_plugin.benchmarks.changes import Changes, changes
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.features import Features, extract
 from pirl_plugin.benchmarks.svm.problem import Floats, triangular
 
 Labels = npt.NDArray[np.int8]
-
-_PUBLISHED_SIZE = 224  # of the views of every published VOC07 SVM protocol
 
 
 @dataclass(frozen=True)
@@ -122,15 +119,3 @@ def squashed_view(image_size: int, resize_first: bool) -> dict[str, Any]:
     """
     resize = image_size if image_size <= 128 else round(image_size * 256 / 224)
     return {"name": "squashed_view", "size": image_size, "resize": resize if resize_first else None}
-
-
-def changes_of(context: BenchmarkContext, view: dict[str, Any], settings: dict[str, tuple[Any, Any]]) -> Changes:
-    """In what a run differs from its published protocol.
-
-    Args:
-        context: of the run.
-        view: the protocol's at the run's image size.
-        settings: ``{name: (the protocol's, the run's)}``.
-    """
-    pairs = {"image_size": (_PUBLISHED_SIZE, context.image_size), "transform": (view, dict(context.view or view))}
-    return changes({**settings, **pairs})

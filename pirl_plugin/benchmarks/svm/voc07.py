@@ -12,9 +12,9 @@ import numpy as np
 from annotated_types import Ge, Len
 
 from pirl_plugin.benchmarks.average_precision import Rule
-from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
+from pirl_plugin.benchmarks.changes import Changes, changed_views, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.svm.data import SVMData, changes_of, percent, squashed_view
+from pirl_plugin.benchmarks.svm.data import SVMData, percent, squashed_view
 from pirl_plugin.benchmarks.svm.grid import COSTS, choose_costs, cross_validate, solve
 from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
 from pirl_plugin.models.trunks import LAYERS
@@ -156,7 +156,7 @@ class VOC07SVM(Benchmark):
             "folds": (_FOLDS, self.folds),
             "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
         }
-        return changes_of(context, self.evaluation_view(context.image_size), settings)
+        return changes(settings) | changed_views(context, self.evaluation_view(context.image_size))
 
 
 def one_against_rest(data: SVMData, costs: tuple[float, ...]) -> tuple[list[int], list[Problem]]:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Len
 
-from pirl_plugin.benchmarks.changes import Changes, noted, recorded_name
+from pirl_plugin.benchmarks.changes import Changes, changed_views, changes, noted, recorded_name
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
-from pirl_plugin.benchmarks.svm.data import SVMData, changes_of, percent, squashed_view
+from pirl_plugin.benchmarks.svm.data import SVMData, percent, squashed_view
 from pirl_plugin.benchmarks.svm.grid import COSTS, cross_validate, nearest_to_one, solve
 from pirl_plugin.benchmarks.svm.low_shot_samples import Negatives, draw_low_shot, sample_generator
 from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
@@ -226,7 +226,7 @@ class VOC07LowShotSVM(Benchmark):
             "folds": (_FOLDS, self.folds if self.protocol == "held_out" else _FOLDS),
             "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
         }
-        return changes_of(context, self.evaluation_view(context.image_size), settings)
+        return changes(settings) | changed_views(context, self.evaluation_view(context.image_size))
 
 
 def largest_full(data: SVMData, k: Sequence[int]) -> int:
