@@ -285,8 +285,7 @@ def test_a_method_that_needs_lightly_says_so_in_one_line(tmp_path: Path, method:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("loss", name) for name in ("nt_xent", "byol", "simsiam", "barlow_twins", "vicreg")]
-    + [("head", name) for name in ("simclr", "byol", "simsiam", "barlow_twins")]
-    + [("optimizer", "scheduled_lars")],
+    + [("head", name) for name in ("simclr", "byol", "simsiam", "barlow_twins")],
 )
 def test_every_part_that_needs_lightly_says_so(kind: str, name: str) -> None:
     with pytest.raises(ImportError, match=rf"The {kind} {name} needs the package lightly.*'pirl-plugin\[methods\]'"):
@@ -297,6 +296,7 @@ def test_every_part_that_needs_lightly_says_so(kind: str, name: str) -> None:
 def test_moco_needs_no_lightly() -> None:
     _, watch = trained("moco_v2_32")
     assert len(watch.losses) == 2
+    assert build("optimizer", {"name": "scheduled_lars"}).trust_coefficient == 0.001
 
 
 def test_importing_and_listing_do_without() -> None:

@@ -1,7 +1,8 @@
-"""Heads from lightly, and its LARS: against the library called directly, and against steps written out."""
+"""Heads from lightly, and LARS: against the library called directly, and against steps written out."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,12 @@ from classy_vision.heads import ClassyHead
 from classy_vision.optim import build_optimizer
 from classy_vision.optim.param_scheduler import ConstantParamScheduler
 from lightly.models.modules import heads as lightly_heads
+from lightly.utils.lars import LARS as LightlyLARS
 from torch import nn
 
 from pirl_plugin.models.lightly_heads import LightlyHead
 from pirl_plugin.optim import ScheduledLARS, ScheduledSGD
+from pirl_plugin.optim.scheduled_lars import LARS
 from pirl_plugin.registry import build
 
 # ours, and what lightly calls it: projection, prediction
@@ -138,6 +141,61 @@ def test_two_steps_by_hand() -> None:
             torch.testing.assert_close(w, torch.tensor([2.94, 3.52], dtype=torch.float64))
 
 
+def weights_of_all_kinds(device: str = "cpu") -> list[nn.Parameter]:
+    """A convolution's, a layer's, one that is all zero, one whose gradient will be, and one without a gradient."""
+    g = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(*shape, generator=g) for shape in ((4, 3, 3, 3), (5, 7), (3, 2), (6, 2), (2, 2))]
+    drawn[2].zero_()
+    return [nn.Parameter(value.to(device)) for value in drawn]
+
+
+def give_gradients(weights: list[nn.Parameter], seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    for weight in weights[:-1]:
+        weight.grad = torch.randn(weight.shape, generator=g).to(weight.device)
+    if not weights[3].is_meta:
+        weights[3].grad.zero_()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_it_is_lightly_s_and_each_goes_on_from_the_other_s_checkpoint(momentum: float, nesterov: bool) -> None:
+    settings = {"lr": 0.7, "momentum": momentum, "nesterov": nesterov, "trust_coefficient": 0.02}
+    ours, theirs = weights_of_all_kinds(), weights_of_all_kinds()
+
+    def made(kind: Any, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": weights[:1] + weights[2:], "weight_decay": 0.1}, {"params": weights[1:2]}]
+        made: torch.optim.Optimizer = kind(groups, **settings)
+        return made
+
+    one, other = made(LARS, ours), made(LightlyLARS, theirs)
+    for step in range(6):
+        for weights, optimizer in ((ours, one), (theirs, other)):
+            give_gradients(weights, step)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.7 - 0.1 * step
+            optimizer.step()
+        for mine, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-7)
+        states = one.state_dict(), other.state_dict()
+        assert states[0]["param_groups"] == states[1]["param_groups"]
+        assert states[0]["state"].keys() == states[1]["state"].keys()
+        if step == 2:
+            one, other = made(LARS, ours), made(LightlyLARS, theirs)
+            one.load_state_dict(states[1])
+            other.load_state_dict(states[0])
+
+
+def test_no_step_looks_at_a_number_on_the_host() -> None:
+    """A device without numbers, where that cannot be; lightly's does it twice for every weight tensor."""
+    for kind, looks in ((LARS, False), (LightlyLARS, True)):
+        weights = weights_of_all_kinds("meta")
+        optimizer = kind(weights, lr=0.1, momentum=0.9, weight_decay=0.1)
+        for step in range(2):
+            give_gradients(weights, step)
+            with pytest.raises(RuntimeError) if looks else contextlib.nullcontext():
+                optimizer.step()
+
+
 def test_the_scale_of_the_loss_changes_the_biases_alone() -> None:
     """Which is why Barlow Twins' 0.024 makes 0.0048 of a rate of 0.2 for them."""
     ends = []
@@ -164,5 +222,5 @@ def test_schedule_and_groups_are_those_of_scheduled_sgd() -> None:
 
 
 def test_no_weight_decay_is_refused() -> None:
-    with pytest.raises(ValueError, match="weight_decay must be above 0, got 0: lightly's LARS takes"):
+    with pytest.raises(ValueError, match="weight_decay must be above 0, got 0: LARS takes"):
         ScheduledLARS(weight_decay=0.0)

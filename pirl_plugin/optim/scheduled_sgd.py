@@ -79,7 +79,7 @@ class ScheduledSGD(Configurable, ClassyOptimizer):
 
     def prepare(self, param_groups: list[dict[str, Any]]) -> None:
         """Makes the torch optimiser; the host calls it with the first values of all schedules."""
-        self.optimizer = torch.optim.SGD(
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             param_groups,
             lr=self.lr,
             momentum=self.momentum,
