@@ -201,6 +201,26 @@ def test_normalizer_over_several_batches_is_their_mean():
     assert loss.normalizer == pytest.approx(sum(single) / 3, rel=1e-9)
 
 
+@pytest.mark.parametrize("bank", ["ema_memory_bank", "sharded_ema_memory_bank"])
+def test_a_normalizer_that_is_known_is_not_estimated_again(monkeypatch, bank):
+    """On every way to the loss: of a whole bank on the CPU, and of all logits, as of a split one."""
+    loss = make_loss(normalizer_steps=2, memory_bank={"name": bank})
+    views, ids = make_batch()
+    calls, update = [], loss._update_normalizer
+    monkeypatch.setattr(loss, "_update_normalizer", lambda *logits: calls.append(1) or update(*logits))
+    values = []
+    for _ in range(4):
+        torch.manual_seed(3)
+        values.append(loss(views, ids).item())
+        known = loss.normalizer
+    assert len(calls) == 2
+    assert values[2:] == pytest.approx(values[1:3])  # the same draw and, from the second batch on, the same Z
+    loss.load_state_dict({**loss.state_dict(), "normalizer_batches": torch.tensor(1)}, strict=False)
+    loss(views, ids)
+    assert len(calls) == 3  # a restored one may not be known yet
+    assert loss.normalizer != known
+
+
 def test_state_dict_restores_bank_and_normalizer():
     loss, other = make_loss(), PIRLNCELoss(num_images=50, dim=8, num_negatives=12, temperature=0.3)
     views, ids = make_batch()

@@ -155,7 +155,8 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         z_is_known = self.estimator != "nce" or self._normalizer_is_fixed()
         if hasattr(self.memory_bank, "negative_logits"):  # no process has all rows
             shared, count = self.negatives == "shared", self.num_negatives
-            return self._plain(positive, self.memory_bank.negative_logits(queries, target, negative_ids, count, shared))
+            negative = self.memory_bank.negative_logits(queries, target, negative_ids, count, shared)
+            return self._plain(positive, negative, z_is_known)
         rows = self.memory_bank.rows
         own = target if negative_ids is not None or self.negatives == "shared" else None  # where it can occur
         if negative_ids is None and self.negatives == "shared":
@@ -168,14 +169,15 @@ class PIRLNCELoss(Configurable, ClassyLoss):
             fast = nce_blocks.contrast
         else:
             negative = nce.candidate_logits(queries, rows, negative_ids)
-            return self._plain(positive, nce.without_own(negative, negative_ids, own))
+            return self._plain(positive, nce.without_own(negative, negative_ids, own), z_is_known)
         return fast(queries, positive, rows, negative_ids, own, self.estimator, self.log_normalizer.to(queries.dtype))
 
-    def _plain(self, positive: Tensor, negative: Tensor) -> Contrast:
+    def _plain(self, positive: Tensor, negative: Tensor, z_is_known: bool) -> Contrast:
         """From all logits, ``(V, B)`` and ``(V, B, K)``; candidates that do not count are at -inf."""
         own, others = positive.flatten(), negative.flatten(0, 1)
         if self.estimator == "nce":
-            losses = nce.nce(own, others, self._update_normalizer(positive, negative), self.num_images)
+            log_z = self.log_normalizer if z_is_known else self._update_normalizer(positive, negative)
+            losses = nce.nce(own, others, log_z.to(positive.dtype), self.num_images)
         else:
             losses = (nce.softmax if self.estimator == "softmax" else nce.infonce)(own, others)
         counts = torch.isfinite(negative)
@@ -194,7 +196,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
 
     @torch.no_grad()
     def _update_normalizer(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Log Z to use now. Branches are on the device: no host synchronisation."""
+        """Log Z to use now, 0-dim float64. Branches are on the device: no host synchronisation."""
         batch = nce.log_mean_exp(torch.cat([positive.unsqueeze(-1), negative], dim=-1).double())
         shift = 1 / self.temperature  # the largest possible logit: the mean over ranks is taken below overflow
         batch = all_reduce_mean((batch - shift).exp()).log() + shift + math.log(self.num_images)
@@ -204,7 +206,7 @@ class PIRLNCELoss(Configurable, ClassyLoss):
         if self.training:
             self.log_normalizer.copy_(used)
             self.normalizer_batches.add_((seen < self.normalizer_steps).to(seen.dtype))
-        return used.to(positive.dtype)
+        return used
 
     def _keep_statistics(self, views: list[str], positive: Tensor, contrast: Contrast) -> None:
         own = positive.mean(dim=1) * self.temperature
