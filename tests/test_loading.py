@@ -15,7 +15,7 @@ from PIL import Image
 
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.datasets import ImageDataset
-from pirl_plugin.data.loading import GlobalBatchSampler, SampledViews, evaluation_loader
+from pirl_plugin.data.loading import GlobalBatchSampler, SampledViews, default_workers, evaluation_loader
 from pirl_plugin.data.reading import UnreadableImageError
 
 
@@ -243,3 +243,15 @@ class TestEvaluationLoader:
     def test_more_processes_than_images(self):
         parts = [list(evaluation_loader(Numbers(2), draw, 4, rank=rank, world_size=3)) for rank in range(3)]
         assert [batch["target"].tolist() for part in parts for batch in part] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(8, None, 7), (64, "1", 16), (64, "8", 7), (2, "2", 0), (1, "4", 0)]
+)
+def test_workers_beside_a_gpu(cores: int, processes: str | None, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_workers(use_gpu=True) == workers
+    assert default_workers(use_gpu=False) == 0

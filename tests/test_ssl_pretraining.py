@@ -232,3 +232,11 @@ def test_accepted_bfloat16_gradients_are_near_float32_on_a_dirty_heap(stem: str,
 
     for exact, rough in zip(gradients(False), gradients(True), strict=True):
         assert (rough - exact).norm() < 0.5 * exact.norm()
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate_steps", "said"), [(8, 3, False), (25, 1, True), (8, 4, True)])
+def test_a_step_that_repeats_images_is_said(
+    batch_size: int, accumulate_steps: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(batch_size=batch_size, accumulate_steps=accumulate_steps).prepare()
+    assert ("of a dataset of 24: it repeats them" in caplog.text) == said

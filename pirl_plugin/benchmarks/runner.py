@@ -16,6 +16,7 @@ from pirl_plugin import distributed, records
 from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.weights_under_test import RANDOM, Weights, frozen_networks, read_trunk
+from pirl_plugin.data.loading import default_workers
 from pirl_plugin.records import Record
 from pirl_plugin.registry import REGISTRIES, build, check, lookup
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
@@ -34,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "precision": "float32",
     "batch_size": 256,
-    "num_workers": 0,
+    "num_workers": None,
     "seed": 0,
     "run_dir": None,
     "cache_dir": None,
@@ -56,8 +57,8 @@ def run_benchmark(config: Mapping[str, Any]) -> list[Record]:
             benchmark's evaluation view), ``image_size`` of that view in pixels (null: the one that the weights were
             trained at), ``trunk`` (null: the checkpoint's), ``train_split`` and ``test_split`` (null: the dataset's),
             ``method`` and ``dataset_name`` (null: derived), ``plugins`` (imported by the command), ``device``,
-            ``precision``, ``batch_size``, ``num_workers``, ``seed``, ``run_dir``, ``cache_dir`` (for features; null:
-            ``features`` beside ``run_dir``).
+            ``precision``, ``batch_size``, ``num_workers`` (null: none on a CPU, a GPU's share of the cores but one),
+            ``seed``, ``run_dir``, ``cache_dir`` (for features; null: ``features`` beside ``run_dir``).
 
     Raises:
         ConfigError: a configuration that cannot be run, all problems at once; nothing is written.
@@ -126,7 +127,7 @@ def problems_of(config: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem(key, f"must be one of {', '.join(choices)}, got {config[key]!r}."))
     for key, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("image_size", 1)):
         value = config.get(key, least)
-        if value is None and key == "image_size":
+        if value is None and key in ("image_size", "num_workers"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             problems.append(Problem(key, f"must be a whole number >= {least}, got {value!r}."))
@@ -208,12 +209,16 @@ def _context(
         weights_sha256=weights.sha256,
         device=device,
         batch_size=config["batch_size"],
-        num_workers=config["num_workers"],
+        num_workers=_num_workers(config["num_workers"], device),
         seed=config["seed"],
         precision=config["precision"],
         run_dir=run_dir,
         cache_dir=Path(config["cache_dir"]) if config["cache_dir"] else beside,
     )
+
+
+def _num_workers(asked: int | None, device: torch.device) -> int:
+    return default_workers(device.type == "cuda") if asked is None else asked
 
 
 def _splits(config: dict[str, Any]) -> tuple[str, str]:

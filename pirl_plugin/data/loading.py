@@ -6,6 +6,7 @@ nor on how many processes share the global batch. A run can therefore be resumed
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,6 +28,17 @@ Transform = Callable[[Image.Image, np.random.Generator], Views]
 Collator = Callable[[list[tuple[Views, int]]], dict[str, Any]]
 _Key = tuple[int, int]
 _Sample = tuple[int, Views, int]
+
+
+def default_workers(use_gpu: bool) -> int:
+    """Worker processes where nobody says how many: beside a GPU, the process's share of the cores but one, at most 16.
+
+    None on a CPU, where the training itself needs the cores.
+    """
+    if not use_gpu:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 class GlobalBatchSampler:

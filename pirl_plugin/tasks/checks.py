@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from pirl_plugin.models.ssl_model import SSLModel, is_pixels
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards
 from pirl_plugin.registry import lookup
 from pirl_plugin.schema import is_provided, parameters
+
+log = logging.getLogger(__name__)
 
 
 def chosen_device(device: str, sync_batch_norm: bool) -> str:
@@ -180,6 +183,16 @@ def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> 
                 f"{hazards[0]} sees a 1x1 input (a fault of torch's CPU kernels). Use precision=float32, larger "
                 "views, or trunk.stem=small."
             )
+
+
+def warn_of_repeated_images(num_images: int, global_batch_size: int) -> None:
+    """Says so where one optimiser step takes more images than there are."""
+    if global_batch_size > num_images:
+        log.warning(
+            "A step takes %d images, all processes together, of a dataset of %d: it repeats them. Lower batch_size.",
+            global_batch_size,
+            num_images,
+        )
 
 
 def refuse_other_batch_size(state: Mapping[str, Any], global_batch_size: int, processes: int | None = None) -> None:

@@ -17,7 +17,7 @@ from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatch
 from torch import Tensor
 
 from pirl_plugin import distributed
-from pirl_plugin.data.loading import SampledViews
+from pirl_plugin.data.loading import SampledViews, default_workers
 from pirl_plugin.functional.pending_colours import coloured, view_of
 from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS
 from pirl_plugin.hooks.random_state import seed_everything
@@ -57,7 +57,8 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         num_epochs: passes over the dataset; 0 writes the initial weights as a checkpoint.
         batch_size: images per process and step.
         accumulate_steps: batches whose gradients make one optimiser step; an epoch holds whole groups of them.
-        num_workers: processes that make the views; 0 makes them in the training process.
+        num_workers: processes that make the views; 0 makes them in the training process; null: none on a CPU, a GPU's
+            share of the cores but one, 16 at most.
         seed: of the weights, the bank, the order, the views and the negatives.
         device: ``auto`` takes a GPU where there is one.
         precision: ``bf16`` runs the model under autocast; weights, loss and bank stay float32.
@@ -93,7 +94,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         num_epochs: NonNegativeInt = 1,
         batch_size: PositiveInt = 32,
         accumulate_steps: PositiveInt = 1,
-        num_workers: NonNegativeInt = 0,
+        num_workers: NonNegativeInt | None = None,
         seed: NonNegativeInt = 0,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["float32", "bf16"] = "float32",
@@ -129,7 +130,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
             build("collator", collator),
             batch_size,
             seed=seed,
-            num_workers=num_workers,
+            num_workers=default_workers(use_gpu) if num_workers is None else num_workers,
             accumulate_steps=accumulate_steps,
             with_programs=True,
         )
@@ -165,6 +166,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
         if self.checkpoint_dict is not None:
             checks.refuse_other_batch_size(self.checkpoint_dict["classy_state_dict"], self.global_batch_size)
         checks.refuse_disagreement(self)
+        checks.warn_of_repeated_images(len(self.datasets["train"]), self.global_batch_size)
         self.simulated_global_batchsize = self.global_batch_size
         self._flags, self._numerics = StepFlags(self.device), Numerics(self.run_dir)
         self._transfer = Transfer(self.device) if self.use_gpu else None
