@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 from classy_vision.hooks import ClassyHook
+from classy_vision.trainer import LocalTrainer
+from cluster_methods import small
 from small_task import NUM_IMAGES, Recorder, assert_identical, build, everything, train
 from test_checkpoint_resume import settings
 
+from pirl_plugin.registry import REGISTRIES
+from pirl_plugin.registry import build as build_component
+from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.tasks.numerics import MOST_IN_A_ROW, Snapshot, gradients_are_finite
 from pirl_plugin.tasks.step_flags import Flags, StepFlags
 from pirl_plugin.tasks.trainer import Trainer
@@ -138,6 +143,43 @@ def test_a_snapshot_restores_only_where_it_is_told() -> None:
         snapshot.restore_where(torch.tensor(bad))
         same = [torch.equal(before[name], value) for name, value in network.state_dict().items()]
         assert all(same) == bad
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("pirl_nce", {"num_negatives": 4}),
+        ("pirl_nce", {"num_negatives": 4, "memory_bank": {"name": "sharded_ema_memory_bank"}}),
+        ("moco", {"memory_bank": {"name": "fifo_queue", "size": 9}}),
+        ("deepcluster_v2", {"num_clusters": [2]}),
+        ("swav", {"num_prototypes": 3, "queue": {"name": "fifo_queue", "size": 9}}),
+    ],
+)
+def test_a_snapshot_holds_no_memory_bank(name: str, settings: dict[str, Any]) -> None:
+    """Under whatever name a loss has it; everything else it does hold."""
+    loss = build_component("loss", {"name": name, "dim": 4, **settings}, num_images=9)
+    banks = [part for part in loss.modules() if isinstance(part, tuple(REGISTRIES["memory_bank"].values()))]
+    of_banks = {row.data_ptr() for bank in banks for row in bank.buffers()}
+    assert of_banks
+    kept = {value.data_ptr() for value in Snapshot([loss], torch.optim.SGD([torch.zeros(1)])).live}
+    assert kept == {value.data_ptr() for value in (*loss.parameters(), *loss.buffers())} - of_banks
+
+
+@pytest.mark.parametrize("method", ["swav_32", "deepcluster_v2_32"])
+def test_a_step_that_is_skipped_leaves_banks_of_clusters_finite(method: str) -> None:
+    """Embeddings and loss are not numbers in step 2: the banks are written, but with nothing of that."""
+    overrides = ["loss.queue={name:fifo_queue,size:10}"] if method == "swav_32" else []
+    task = SSLPretrainingTask.from_config(small(method, *overrides, num_epochs=2, on_nonfinite="skip"))
+    compute = task.compute_model
+
+    def spoilt(sample: Any) -> Any:
+        output = compute(sample)
+        return {view: value * torch.nan for view, value in output.items()} if task.step_idx == 1 else output
+
+    task.compute_model = spoilt  # type: ignore[method-assign]
+    LocalTrainer().train(task)
+    assert task.step_idx == 4
+    assert all(torch.isfinite(value).all() for value in everything(task).values())
 
 
 def test_flags_of_one_process() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pirl_plugin import distributed
 from pirl_plugin.hooks.background import HostCopies
+from pirl_plugin.registry import REGISTRIES
 from pirl_plugin.tasks.step_flags import Flags
 from pirl_plugin.weights.files import write_atomically
 
@@ -157,6 +158,11 @@ def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def _state_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, but for a memory bank's: its hook writes it, and keeps bad embeddings from it."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return [value.detach() for name, value in named if not name.startswith("memory_bank.")]
+    """Parameters and buffers, but for those of memory banks, wherever they are.
+
+    A bank can be larger than the network by far, and a step that is taken back has not touched it: hooks write it after
+    that, and keep from it what is not finite.
+    """
+    banks = tuple(REGISTRIES["memory_bank"].values())
+    spared = {id(row) for part in module.modules() if isinstance(part, banks) for row in part.buffers()}
+    return [value.detach() for value in (*module.parameters(), *module.buffers()) if id(value) not in spared]
