@@ -21,6 +21,7 @@ class Task:
         self.micro_steps = step * accumulate_steps
         self.optimizer = SimpleNamespace(options_view=SimpleNamespace(lr=0.03))
         self.base_loss = SimpleNamespace(last_statistics={}, memory_bank=SimpleNamespace(rows=torch.eye(8)))
+        self.use_gpu = False
         self.health: dict[str, float] = {}
         self.hooks: list[Any] = []
         self.last_batch: Any = None

@@ -175,6 +175,28 @@ def test_random_states_travel() -> None:
     assert torch.equal(torch.rand(3), first)
 
 
+def test_a_gpu_s_random_state_is_looked_at_only_where_the_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, given = torch.tensor([4, 7], dtype=torch.uint8), list[torch.Tensor]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", given.append)
+    for in_use in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda in_use=in_use: in_use)
+        state = get_random_state()
+        assert state["cuda"] is (there if in_use else None)
+        set_random_state(state)
+    assert given == [there]
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_random_state_travels() -> None:
+    torch.rand(1, device="cuda")
+    state = get_random_state()
+    first = torch.rand(3, device="cuda")
+    set_random_state(state)
+    assert torch.equal(torch.rand(3, device="cuda"), first)
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 COMMAND = [

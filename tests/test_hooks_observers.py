@@ -65,6 +65,20 @@ def test_everything_a_line_holds(tmp_path: Path) -> None:
     assert line["peak_memory_mib"] > 10
 
 
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_peak_memory_is_that_of_the_task_s_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_gpu: bool
+) -> None:
+    """On a machine with a GPU, which a run on the CPU leaves alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    task = Task(tmp_path)
+    task.use_gpu = use_gpu
+    task.run(5, build_hook({"name": "metrics_jsonl"}))
+    (line,) = lines(tmp_path)
+    assert (line["peak_memory_mib"] == 3) == use_gpu
+
+
 def test_a_resumed_run_repeats_no_step_and_goes_on_counting_seconds(tmp_path: Path) -> None:
     first = build_hook({"name": "metrics_jsonl"})
     Task(tmp_path).run(15, first)

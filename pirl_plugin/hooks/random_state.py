@@ -21,7 +21,8 @@ def get_random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # only where it is in use: to ask begins to use it, which takes memory of a GPU that a CPU run leaves alone
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "python": random.getstate(),
         "numpy": (str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
     }

@@ -26,8 +26,8 @@ def collect_scalars(task: ClassyTask) -> dict[str, float]:
     Returns:
         ``step`` (optimiser steps), ``epoch`` (from 0), ``images_seen``, ``loss`` (mean over the steps since the last
         collected ones and over processes), ``lr``, ``images_per_second`` (all processes), ``seconds`` (of training,
-        pieces before a resume included), ``peak_memory_mib`` (of the GPU, else of this process), what the loss keeps in
-        ``last_statistics``, ``normalizer`` where there is one, and ``task.health``.
+        pieces before a resume included), ``peak_memory_mib`` (of the GPU if the task is on one, else of this process),
+        what the loss keeps in ``last_statistics``, ``normalizer`` where there is one, and ``task.health``.
     """
     return _meter(task).collect(task)
 
@@ -160,7 +160,7 @@ class _Meter:
             "lr": float(task.optimizer.options_view.lr),
             "images_per_second": (seen - self.rate_from) / max(now - self.collected_time, 1e-9),
             "seconds": self.seconds(),
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": _peak_memory_mib(bool(getattr(task, "use_gpu", False))),
             **getattr(task, "health", {}),
         }
         self.losses, self.collected_at, self.rate_from, self.collected_time = [], seen, seen, now
@@ -191,8 +191,8 @@ def _meter(task: ClassyTask) -> _Meter:
     return _METERS.setdefault(task, _Meter())
 
 
-def _peak_memory_mib() -> float:
-    if torch.cuda.is_available():
+def _peak_memory_mib(on_gpu: bool) -> float:
+    if on_gpu:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
