@@ -260,6 +260,8 @@ def _with_hint(problem: Problem, config: Mapping[str, Any]) -> Problem:
 
 def _elsewhere(name: str, config: Mapping[str, Any]) -> str:
     """``lr`` at the top level is probably ``optimizer.lr``."""
+    if did_you_mean(name, ["resume"]):
+        return " A run resumes by itself: the same command, with the same run_dir."
     name = next((ours for theirs, ours in _SYNONYMS.items() if did_you_mean(name, [theirs])), name)
     paths = sorted((path for path in _paths(config) if path != name), key=lambda path: path.count("."))
     near = difflib.get_close_matches(name, [path.rpartition(".")[2] for path in paths], n=1)

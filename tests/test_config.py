@@ -57,6 +57,7 @@ MISTAKES = [
     ("loss.lam=2", "loss.lam", ["1", "got 2"]),
     ("loss.temperature=0", "loss.temperature", ["greater than 0", "got 0"]),
     ("num_epochs=1.5", "num_epochs", ["integer", "1.5"]),
+    ("resume=true", "resume", ["A run resumes by itself", "Valid keys"]),
     ("num_epochs=true", "num_epochs", ["integer", "True"]),
     ("num_epochs=", "num_epochs", ["integer", "''"]),
     ("batch_size=0", "batch_size", ["1", "got 0"]),

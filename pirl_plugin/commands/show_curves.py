@@ -32,9 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show_curves(run_dirs: Sequence[Path], out: Path, metric: str, title: str = "") -> None:
     """Draws the picture and prints the table of its points."""
     every = run_records(run_dirs)
-    metrics = sorted({record.metric for record in every if record.status == "ok"})
+    metrics = sorted({record.metric for record in every if record.status == "ok" and record.metric})
+    if not metrics:
+        raise ValueError(
+            f"No benchmark below {', '.join(map(str, run_dirs))} has measured anything: run tools/benchmark.py on the "
+            "run's checkpoints first."
+        )
     if metric not in metrics:
-        raise ValueError(f"No result has the metric {metric!r}; there are: {metrics}.")
+        raise ValueError(f"No result has the metric {metric!r}; there are: {', '.join(metrics)}.")
     curves = probe_curves(every, metric)
     if not curves:
         raise ValueError("It is not known of any of these weights how many images they have seen: nothing to draw.")
