@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pirl_plugin.commands.run_lock import NAME
+from pirl_plugin.run_lock import NAME
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ time.sleep(600)
 
 
 @contextlib.contextmanager
-def locked_elsewhere(folder: Path) -> Iterator[None]:
+def locked_elsewhere(folder: Path, name: str = NAME) -> Iterator[None]:
     """A run folder in use by a process without our libraries, so that it starts at once; killed at the end."""
-    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(folder / NAME)], stdout=subprocess.PIPE, text=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(folder / name)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"

@@ -19,7 +19,7 @@ import pytest
 PACKAGE = "pirl_plugin"
 FLOORS = (
     {"functional", "weights", "distributed", "registry", "schema", "records", "atomic", "optional", "text", "published"}
-    | {"plugins", "heartbeat", "plain_yaml", "rendezvous", "signals"},
+    | {"plugins", "heartbeat", "plain_yaml", "rendezvous", "run_lock", "signals"},
     {"losses", "memory", "data", "models", "optim", "hooks"},
     {"tasks", "benchmarks", "sweep", "report", "config", "listing", "integrations"},
     {"speed"},

@@ -22,7 +22,7 @@ from test_numerics import spoil
 
 from pirl_plugin import distributed, signals
 from pirl_plugin.commands import running, train
-from pirl_plugin.commands.run_lock import NAME, FolderInUseError, locked
+from pirl_plugin.run_lock import NAME, FolderInUseError, locked
 from pirl_plugin.commands.running import INTERRUPTED, PREEMPTED
 from pirl_plugin.commands.train import main
 from pirl_plugin.heartbeat import BETWEEN_EPOCHS, COMPUTING, DATA, HOOKS, LOST, Heartbeat

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import runpy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from run_command import locked_elsewhere
 
 from pirl_plugin.commands.running import log_to
-from pirl_plugin.sweep import launchers
+from pirl_plugin.sweep import jobs, launchers
 from pirl_plugin.sweep.jobs import CONSOLE, Job, newest_checkpoint, perform
 from pirl_plugin.sweep.launchers import Handle, InlineLauncher, Launcher, LocalLauncher
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.progress import Progress
 from pirl_plugin.sweep.run import Execution
-from pirl_plugin.sweep.state import FAILED, FINISHED, SKIPPED, Outcome, is_finished, read_outcome, write_outcome
+from pirl_plugin.sweep.state import (
+    FAILED,
+    FINISHED,
+    SKIPPED,
+    WAITING,
+    Outcome,
+    is_finished,
+    read_outcome,
+    write_outcome,
+)
 
 
 def pretraining(name: str) -> Run:
@@ -86,6 +97,59 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path):
     assert made.states == {"a": FAILED, "a1": SKIPPED, "a2": SKIPPED, "b": FINISHED, "b1": FINISHED}
     assert made.outcome(PLAN[0]).reason == "it is broken; loss.lam: too large"
     assert made.outcome(PLAN[1]).reason == "a, seed 0 failed"
+
+
+def finish_elsewhere(folder: Path, run: str) -> None:
+    (folder / run / "checkpoints").mkdir(parents=True)
+    (folder / run / "checkpoints" / "step_000000007.pt").touch()
+    write_outcome(folder / run, Outcome(run, FINISHED, command="another sweep's"))
+
+
+def test_what_another_sweep_has_finished_since_is_not_made_again(tmp_path):
+    entry = Recorder()
+    made = execution(tmp_path, entry)
+    finish_elsewhere(tmp_path, "a")
+    made.run()
+    assert set(made.states.values()) == {FINISHED}
+    assert "method=a" not in [call[0] for call in entry.calls]
+    assert made.outcome(PLAN[0]).command == "another sweep's"
+
+
+@pytest.mark.parametrize("lock", [".lock", ".job.lock"])
+def test_a_run_that_is_made_elsewhere_is_waited_for(lock, tmp_path, caplog):
+    caplog.set_level("INFO")
+    entry, elsewhere = Recorder(), contextlib.ExitStack()
+    made = execution(tmp_path, entry)
+    elsewhere.enter_context(locked_elsewhere(tmp_path / "a", lock))
+    (tmp_path / "a" / CONSOLE).write_text("of the other one")
+
+    def watch(states: Mapping[str, str]) -> None:
+        if states["b1"] == FINISHED and states["a"] == WAITING:  # others have not waited
+            finish_elsewhere(tmp_path, "a")
+            elsewhere.close()
+
+    made.run(watch, every=0.01)
+    assert set(made.states.values()) == {FINISHED}
+    assert [call[0] for call in entry.calls] == ["method=b", "benchmark=b1", "benchmark=a1", "benchmark=a2"]
+    assert (tmp_path / "a" / CONSOLE).read_text() == "of the other one"
+    assert caplog.text.count("made elsewhere already, waiting for it: a, seed 0") == 1
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_of_two_jobs_that_start_together_one_waits(finishes, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_AGAIN", 0.01)
+    entry, job = Recorder(), Job(PLAN[0], tmp_path / "a")
+    with contextlib.ExitStack() as elsewhere:
+        elsewhere.enter_context(locked_elsewhere(job.folder, ".job.lock"))
+
+        def end(seconds: float) -> None:
+            if finishes:
+                finish_elsewhere(tmp_path, "a")
+            elsewhere.close()
+
+        monkeypatch.setattr(jobs.time, "sleep", end)
+        assert perform(job, entry).state == FINISHED
+    assert len(entry.calls) == (0 if finishes else 1)
 
 
 def test_failed_and_skipped_runs_are_tried_again(tmp_path):

@@ -18,7 +18,7 @@ from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.preflight import refuse_small_disk, refuse_unusable_folder, warn_of_idle_gpu
-from pirl_plugin.commands.run_lock import locked
+from pirl_plugin.run_lock import locked
 from pirl_plugin.commands.running import PREEMPTED, Preempted, exit_code, log_to
 from pirl_plugin.distributed import is_launched_primary, launched_processes, local_rank, process_group
 from pirl_plugin.heartbeat import watched

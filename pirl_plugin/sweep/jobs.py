@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pirl_plugin.run_lock import FolderInUseError, is_in_use, locked
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.settings import quoted
-from pirl_plugin.sweep.state import FAILED, FINISHED, Outcome, forget_outcome, write_outcome
+from pirl_plugin.sweep.state import FAILED, FINISHED, Outcome, forget_outcome, read_outcome, write_outcome
 
 CONSOLE = "console.txt"
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 PREEMPTED = 75  # exit code of a training that was told to stop and has saved its state
+_LOCK = ".job.lock"  # of a sweep's job, from its very start; the command that it runs has one of its own
+_AGAIN = 1.0  # seconds between two looks at a folder that is in use
 _STEP = re.compile(r"step_(\d+)\.pt")
 
 Entry = Callable[[Sequence[str]], int]
@@ -73,11 +76,37 @@ def newest_checkpoint(folder: Path) -> Path:
 def perform(job: Job, entry: Entry) -> Outcome:
     """Makes a run, with all that it prints in its ``console.txt``, and leaves its outcome in its folder.
 
+    Where another process makes it already, it waits for that, and makes only what is not finished then.
+
     Raises:
         KeyboardInterrupt: it was interrupted; ``Preempted`` where it was told to stop and has saved its state.
     """
+    with _alone_in(job.folder):
+        done = read_outcome(job.folder, job.run.id)
+        return done if done is not None and done.state == FINISHED else _perform(job, entry)
+
+
+def is_being_made(folder: Path) -> bool:
+    """Whether another process makes the run of a folder, for a sweep or on its own."""
+    return is_in_use(folder, _LOCK) or is_in_use(folder)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, _LOCK))
+                break
+            except FolderInUseError:
+                time.sleep(_AGAIN)
+        while is_in_use(folder):
+            time.sleep(_AGAIN)
+        yield
+
+
+def _perform(job: Job, entry: Entry) -> Outcome:
     forget_outcome(job.folder)
-    job.folder.mkdir(parents=True, exist_ok=True)
     start, command = time.monotonic(), ""
     with (job.folder / CONSOLE).open("w", encoding="utf-8") as console, _printing_to(console):
         try:

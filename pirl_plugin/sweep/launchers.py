@@ -50,10 +50,12 @@ class Launcher(Configurable, ABC):
     Attributes:
         capacity: jobs at once.
         knows_dependencies: whether it takes a job before the one that it needs is finished, and makes it wait.
+        knows_its_jobs: whether it finds the job of an earlier sweep again that makes a run already.
     """
 
     capacity: int = 1
     knows_dependencies: bool = False
+    knows_its_jobs: bool = False
 
     @abstractmethod
     def start(self, job: Job, entry: Entry, needs: Handle | None = None) -> Handle:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pirl_plugin.sweep.jobs import CONSOLE, Entry, Job
+from pirl_plugin.sweep.jobs import CONSOLE, Entry, Job, is_being_made
 from pirl_plugin.sweep.launchers import Handle, Launcher
 from pirl_plugin.sweep.plan import Run
 from pirl_plugin.sweep.state import (
@@ -56,6 +56,7 @@ class Execution:
         self.store, self.launcher, self.entries, self.more = store, launcher, entries, tuple(more)
         self.states = {run.id: FINISHED if is_finished(self.folder(run), run.id) else WAITING for run in runs}
         self._handles: dict[str, Handle] = {}
+        self._made_elsewhere: set[str] = set()
 
     def folder(self, run: Run) -> Path:
         """Where a run goes."""
@@ -137,13 +138,19 @@ class Execution:
         return len(lost)
 
     def _start(self) -> int:
-        """Starts runs that can start, as many as the launcher takes."""
+        """Starts runs that can start, as many as the launcher takes; what another sweep makes or has made counts."""
         started = 0
         for run in self.runs.values():
             if self.states[run.id] != WAITING or len(self._handles) >= self.launcher.capacity:
                 continue
             waits = run.needs is not None and self.states[run.needs] != FINISHED
             if waits and not (self.launcher.knows_dependencies and run.needs in self._handles):
+                continue
+            if is_finished(self.folder(run), run.id):
+                self.states[run.id] = FINISHED
+                started += 1
+                continue
+            if self._is_made_elsewhere(run):
                 continue
             forget_outcome(self.folder(run))
             weights_from = self.folder(self.runs[run.needs]) if run.needs else None
@@ -153,3 +160,12 @@ class Execution:
             self.states[run.id] = RUNNING
             started += 1
         return started
+
+    def _is_made_elsewhere(self, run: Run) -> bool:
+        """By another sweep, or by hand: it waits, and its place is for another run."""
+        if self.launcher.knows_its_jobs or not is_being_made(self.folder(run)):
+            return False
+        if run.id not in self._made_elsewhere:
+            self._made_elsewhere.add(run.id)
+            log.info("made elsewhere already, waiting for it: %s", run.label)
+        return True

@@ -63,6 +63,8 @@ class SubmititLauncher(Launcher):
         max_pickle_size_gb: submitit's limit on what it writes for a job.
     """
 
+    knows_its_jobs = True
+
     def __init__(
         self,
         cluster: Literal["slurm", "local"] = "slurm",

@@ -24,18 +24,20 @@ class FolderInUseError(ValueError):
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, name: str = NAME) -> Iterator[None]:
     """Keeps other processes out of a run folder while the block runs; the folder is made if need be.
 
+    Those that ask for the same ``name``: it is that of the file which says who holds the lock.
+
     The operating system holds the lock for this very process: it ends with it, in whatever way it ends, also on another
-    machine of a network file system that knows POSIX locks. The file says who holds it.
+    machine of a network file system that knows POSIX locks.
 
     Raises:
         FolderInUseError: another process holds it; says which one, on which machine.
         OSError: the folder cannot be written.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8") as file:
+    with open(os.open(run_dir / name, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8") as file:
         before = _holder(file.read())
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,6 +58,21 @@ def locked(run_dir: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # a full disk is no reason to hide what went wrong
                 _overwrite(file.fileno(), "")
+
+
+def is_in_use(run_dir: Path, name: str = NAME) -> bool:
+    """Whether another process holds the lock of a run folder; never ask for one that this process holds itself.
+
+    Where nobody says that he holds it, it is not tried: that could keep a run out that starts just now.
+    """
+    try:
+        with open(run_dir / name, encoding="utf-8") as file:
+            if not file.read():
+                return False
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
 
 
 def _overwrite(handle: int, text: str) -> None:
