@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -270,8 +271,23 @@ def test_an_interrupted_run_goes_on_exactly(at, tmp_path, caplog):
     assert not (tmp_path / "linear_state.pt").exists()
 
 
+def relabelled() -> Squares:
+    """The same images, names and sizes, with the first two classes exchanged."""
+    images = Squares(60)
+    images.labels = np.array([1, 0, 2, 3])[images.labels]
+    return images
+
+
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"weights_sha256": "other"}, {"precision": "bf16"}, {"train": Squares(60, seed=9)}, {}]
+    "change",
+    [
+        {"seed": 1},
+        {"weights_sha256": "other"},
+        {"precision": "bf16"},
+        {"train": Squares(60, seed=9)},
+        {"train": relabelled()},
+        {},
+    ],
 )
 def test_the_state_of_another_run_is_not_taken(change, tmp_path, caplog):
     one = context(Squares(60), Squares(20, seed=1), run_dir=tmp_path)

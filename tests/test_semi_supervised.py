@@ -270,14 +270,22 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
     assert not (tmp_path / "state.pt").exists()
 
 
+def relabelled() -> Any:
+    """The training images of ``context()``, the first two classes exchanged."""
+    scenes = context().train
+    scenes.labels = np.where(scenes.labels < 2, 1 - scenes.labels, scenes.labels)
+    return scenes
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda one: (one, FAST, {"images": "b"}),
         lambda one: (one, dataclasses.replace(FAST, head_lr=0.2), {"images": "a"}),
         lambda one: (dataclasses.replace(one, trunk=build("model", TRUNK)), FAST, {"images": "a"}),
+        lambda one: (dataclasses.replace(one, train=relabelled()), FAST, {"images": "a"}),
     ],
-    ids=["images", "recipe", "weights"],
+    ids=["images", "recipe", "weights", "labels"],
 )
 def test_the_state_of_another_fine_tuning_is_not_taken_up(tmp_path, caplog, change):
     one = context()

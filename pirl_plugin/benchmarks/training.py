@@ -71,6 +71,12 @@ class Part:
         return hashlib.sha256(self.dataset.fingerprint.encode() + self.ids.tobytes()).hexdigest()
 
 
+def sha256_of(targets: Tensor) -> str:
+    """Hash of training targets: images of the same names may have got other labels."""
+    what = f"{targets.dtype} {tuple(targets.shape)}\n".encode()
+    return hashlib.sha256(what + targets.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
 class LabelledBatches:
     """Augmented training batches with their targets, the ranks' parts of each global batch side by side.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
 from pirl_plugin.benchmarks.finetuning.recipes import Recipe
-from pirl_plugin.benchmarks.training import LabelledBatches, average_gradients
+from pirl_plugin.benchmarks.training import LabelledBatches, average_gradients, sha256_of
 from pirl_plugin.models.normalize import Normalize
 from pirl_plugin.models.trunks import ResNetTrunk, bfloat16_hazards
 from pirl_plugin.weights.files import read_weights, write_atomically
@@ -78,7 +78,8 @@ class FineTuning:
 
         Args:
             file: where the state is kept after each epoch, and taken away at the end; None keeps nothing.
-            facts: what the fine-tuning depends on besides weights and recipe: a state of other facts is not taken up.
+            facts: what the fine-tuning depends on besides weights, labels and recipe: a state of other facts is not
+                taken up.
 
         Raises:
             ValueError: the loss is no longer finite.
@@ -149,6 +150,7 @@ class FineTuning:
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         known = {"recipe": vars(self.recipe), "processes": distributed.world_size(), **facts}
+        known["targets"] = sha256_of(self.batches.targets)
         digest.update(json.dumps(known, sort_keys=True).encode())
         return digest.hexdigest()
 

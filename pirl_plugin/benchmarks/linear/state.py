@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pirl_plugin import distributed
 from pirl_plugin.benchmarks.context import BenchmarkContext
+from pirl_plugin.benchmarks.training import sha256_of
 from pirl_plugin.weights import read_weights, write_atomically
 
 log = logging.getLogger(__name__)
@@ -32,14 +35,21 @@ class SavedState:
     facts: str
 
     @classmethod
-    def of(cls, context: BenchmarkContext, plan: Any) -> SavedState:
-        """That of a plan (a dataclass) on the context's weights and images, for any number of processes."""
+    def of(cls, context: BenchmarkContext, plan: Any, targets: Tensor) -> SavedState:
+        """That of a plan (a dataclass) on the context's weights and images, for any number of processes.
+
+        Args:
+            context: weights and images.
+            plan: what is trained.
+            targets: of the training images, ``(N, ...)``.
+        """
         facts = {
             "format": _FORMAT,
             "plan": dataclasses.asdict(plan),
             "weights": context.weights_sha256,
             "trunk": dict(context.trunk_config),
             "images": getattr(context.train, "fingerprint", None),
+            "targets": sha256_of(targets),
             "view": dict(context.view),
             "image_size": context.image_size,
             "precision": context.precision,
@@ -90,6 +100,6 @@ class SavedState:
             log.warning("%s cannot be read (%s): starting anew.", self.path, error)
             return None
         if content.get("facts") != self.facts:
-            log.warning("%s is of other settings, weights or images: starting anew.", self.path)
+            log.warning("%s is of other settings, weights, images or labels: starting anew.", self.path)
             return None
         return content

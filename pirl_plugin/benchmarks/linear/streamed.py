@@ -72,7 +72,7 @@ class StreamedProbes:
             )
         self.unreadable: set[int] = set()
         self.shapes = self._shapes()
-        self.state = SavedState.of(context, plan)
+        self.state = SavedState.of(context, plan, targets.train)
         self._normalize = Normalize().to(context.device)
 
     def run(self) -> dict[str, Outcome]:
