@@ -103,6 +103,7 @@ def all_to_all(tensor: Tensor) -> Tensor:
     """``result[s]`` on rank r is ``tensor[r]`` of rank s, for ``(world_size, ...)`` of the same shape on every rank."""
     if not is_distributed():
         return tensor
+    _enter()
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, tensor.contiguous())
     return received

@@ -17,6 +17,7 @@ from ranks import HERE, ONE_THREAD, run_ranks
 from small_task import NUM_IMAGES, assert_identical
 from test_checkpoint_resume import COMMAND, flat, metrics
 
+from pirl_plugin import distributed
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.weights.files import read_weights
 
@@ -67,6 +68,27 @@ def test_keys_are_shuffled_over_the_ranks_and_come_back(two: list) -> None:
         assert sorted(rank["seen"].tolist()) != rank["own"].tolist()  # the seed at hand mixes them
         torch.testing.assert_close(rank["output"], rank["expected"])
         assert len(rank["output"].unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, [torch.ones(2)]) for name in ("all_gather", "all_to_all", "broadcast_")),
+        *((name, [torch.ones(2)]) for name in ("all_reduce_mean", "all_reduce_sum")),
+        ("gather_objects", [1]),
+        ("barrier", []),
+    ],
+)
+def test_every_collective_counts_as_progress(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list) -> None:
+    """Of two processes the watch takes the one that has entered fewer for the one that hangs."""
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    calls = ("all_gather_into_tensor", "all_reduce", "all_to_all_single", "broadcast", "all_gather_object", "barrier")
+    for call in calls:
+        monkeypatch.setattr(distributed.dist, call, lambda *anything, **more: None)
+    before = distributed.collectives_entered()
+    getattr(distributed, name)(*arguments)
+    assert distributed.collectives_entered() == before + 1
 
 
 def test_the_scenarios_can_tell() -> None:
