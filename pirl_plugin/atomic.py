@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     file in the same folder, is flushed to the disk and only then renamed. After an error the temporary file is removed.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # on a shared file system two machines may write the same file in processes of the same number
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from pirl_plugin.atomic import replacing
+from pirl_plugin.hooks.checkpoint_files import remove_left_overs
 from pirl_plugin.models import ResNetTrunk, SSLModel
 from pirl_plugin.weights import files
 
@@ -159,3 +161,25 @@ def test_old_files_without_batch_counters_load():
     report = files.load_trunk(trunk, state)
     assert all(key.endswith("num_batches_tracked") for key in report.missing)
     assert torch.equal(trunk.conv1.weight, state["conv1.weight"])
+
+
+def test_writers_of_one_process_number_on_two_machines_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 123)
+    path = tmp_path / "result.json"
+    with replacing(path) as first:
+        first.write(b"first")
+        with replacing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_s_temporary_checkpoint_is_known_as_one(tmp_path):
+    path = tmp_path / "checkpoints" / "step_000000009.pt"
+    path.parent.mkdir()
+    with replacing(path):
+        (left_over,) = path.parent.iterdir()
+        remove_left_overs(tmp_path)
+        assert not left_over.exists()
+        left_over.touch()
