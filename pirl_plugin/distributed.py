@@ -80,7 +80,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, a new tensor."""
     if not is_distributed():
-        return tensor
+        return tensor.clone()
     _enter()
     reduced = tensor.clone()
     dist.all_reduce(reduced)
@@ -91,7 +91,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks, a new tensor."""
     if not is_distributed():
-        return tensor
+        return tensor.clone()
     _enter()
     reduced = tensor.clone()
     dist.all_reduce(reduced)

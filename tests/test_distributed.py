@@ -91,6 +91,13 @@ def test_every_collective_counts_as_progress(monkeypatch: pytest.MonkeyPatch, na
     assert distributed.collectives_entered() == before + 1
 
 
+@pytest.mark.parametrize("reduce", [distributed.all_reduce_mean, distributed.all_reduce_sum])
+def test_a_mean_or_a_sum_is_a_new_tensor_in_one_process_too(reduce: Any) -> None:
+    given = torch.tensor([1.0, 2.0])
+    reduce(given).add_(1)
+    assert given.tolist() == [1, 2]
+
+
 def test_the_scenarios_can_tell() -> None:
     """What is compared above changes in training, and one head is idle where it is meant to be."""
     one = run("nce")
