@@ -30,10 +30,8 @@ class ResNetTrunk(Configurable, ClassyModel):
     """ResNet without its classifier; parameter names, block order and strides are torchvision's (v1.5).
 
     The layers that features can be taken from: ``conv1`` (the stem's convolution after batch norm and ReLU, BEFORE the
-    max
-    pooling: 64 x 112 x 112 for a 224-pixel image, the map that the protocols of Goyal et al. 2019 pool to 9,216
-        numbers)
-    and ``res2`` .. ``res5`` (torchvision's layer1 .. layer4).
+    max pooling: 64 x 112 x 112 for a 224-pixel image, the map that the protocols of Goyal et al. 2019 pool to 9,216
+    numbers) and ``res2`` .. ``res5`` (torchvision's layer1 .. layer4).
 
     Args:
         depth: 18 and 34 are made of basic blocks, 50, 101 and 152 of bottlenecks.
