@@ -22,6 +22,7 @@ from pirl_plugin.report.aggregate import (
     Row,
     Table,
     aggregate,
+    column_of,
     in_words,
     row_of,
     shared_settings,
@@ -276,7 +277,7 @@ def _costs(table: Table, sources: Sequence[Source], names: Mapping[Path, str]) -
         record = source.records[0]
         seconds = [r.seconds for r in source.records if r.seconds is not None]
         if seconds and record.status == "ok":
-            what = f"{record.benchmark} on {record.dataset}"
+            what = plain.group_name(column_of(record))
             times.setdefault((names.get(source.folder, record.method), what), []).append(max(seconds))
     measured = list(dict.fromkeys(what for _, what in times))
     methods = list(dict.fromkeys(name for name, _ in times))
