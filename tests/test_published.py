@@ -14,7 +14,7 @@ import pytest
 
 from pirl_plugin import published
 from pirl_plugin.commands.published import main
-from pirl_plugin.published import BENCHMARKS, Published, available, beside, listed, matching, related, rows
+from pirl_plugin.published import BENCHMARKS, Published, available, beside, listed, matching, related, results, rows
 from pirl_plugin.published.attribution import ATTRIBUTIONS, CONFLICTS
 from pirl_plugin.records import Record
 from pirl_plugin.registry import REGISTRIES
@@ -352,6 +352,30 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "63.6" in shown
     assert "protocol paper" not in shown
     assert "AP50" not in shown
+
+
+def test_the_overview_counts_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset=places205", "method=npid"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split(":")[0].split() for line in lines] == [
+        ["benchmark=linear", "dataset=places205"],
+        ["benchmark=knn", "dataset=places205"],
+    ]
+    assert lines[0].endswith(f": {len(results('linear', 'places205', 'npid'))}")
+    assert main(["metric=AP75", "protocol=moco"]) == 0
+    assert all("detection_voc" in line for line in capsys.readouterr().out.splitlines()[1:])
+    assert main(["method=nobody"]) == 0
+    assert capsys.readouterr().out == "No published numbers for this choice.\n"
+
+
+def test_text_and_json_show_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gains over other rows and chosen constants are no results."""
+    assert main(["--json"]) == 0
+    everything = json.loads(capsys.readouterr().out)
+    assert len(everything) == 1306 == sum(row.is_result for row in rows())
+    for (benchmark, dataset), count in available().items():
+        assert main([f"benchmark={benchmark}", f"dataset={dataset}", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == count
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pirl_plugin.commands.parser import Parser
-from pirl_plugin.published import BENCHMARKS, available, listed, rows
+from pirl_plugin.published import BENCHMARKS, available, listed, results
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
 
 _KEYS = ("benchmark", "dataset", "method", "metric", "protocol")
@@ -23,18 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"pirl-published: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
     if options.json:
-        chosen = [
-            row
-            for row in rows(asked.get("benchmark"), asked.get("dataset"), asked.get("method"))
-            if asked.get("metric") in (None, row.metric) and asked.get("protocol") in (None, row.protocol)
-        ]
-        print(json.dumps([dataclasses.asdict(row) for row in chosen], indent=2))
+        print(json.dumps([dataclasses.asdict(row) for row in results(**asked)], indent=2))
     elif "benchmark" not in asked:
-        print("Numbers by benchmark and dataset; choose with benchmark=... [dataset=...] [method=...]")
-        print("\n".join(f"  benchmark={name} dataset={on}: {count}" for (name, on), count in available().items()))
+        print(_overview(asked))
     else:
         print(listed(**asked))
     return 0
+
+
+def _overview(asked: Mapping[str, str]) -> str:
+    counts = available(**asked)
+    if not counts:
+        return "No published numbers for this choice."
+    lines = [f"  benchmark={name} dataset={on}: {count}" for (name, on), count in counts.items()]
+    return "\n".join(["Numbers by benchmark and dataset; choose with benchmark=... [dataset=...] [method=...]", *lines])
 
 
 def _asked(choices: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Reads a table that lies beside it; needs nothing but Python, and never torch.
 """
 
-from pirl_plugin.published.results import BENCHMARKS, Published, available, matching, related, rows
+from pirl_plugin.published.results import BENCHMARKS, Published, available, matching, related, results, rows
 from pirl_plugin.published.tables import beside, listed
 
-__all__ = ["BENCHMARKS", "Published", "available", "beside", "listed", "matching", "related", "rows"]
+__all__ = ["BENCHMARKS", "Published", "available", "beside", "listed", "matching", "related", "results", "rows"]

@@ -87,9 +87,29 @@ def rows(benchmark: str | None = None, dataset: str | None = None, method: str |
     ]
 
 
-def available() -> dict[tuple[str, str], int]:
-    """How many numbers there are, by our benchmark and dataset."""
-    return {key: sum(row.is_result for row in rows(*key)) for key in BENCHMARKS}
+def results(
+    benchmark: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    protocol: str | None = None,
+) -> list[Published]:
+    """Those of ``rows`` that are results, by metric and protocol of ours, too."""
+    return [
+        row
+        for row in rows(benchmark, dataset, method)
+        if row.is_result and metric in (None, row.metric) and protocol in (None, row.protocol)
+    ]
+
+
+def available(
+    dataset: str | None = None, method: str | None = None, metric: str | None = None, protocol: str | None = None
+) -> dict[tuple[str, str], int]:
+    """How many results there are, by our benchmark and dataset; those without any are left out."""
+    counts = {
+        (ours, on): len(results(ours, on, method, metric, protocol)) for ours, on in BENCHMARKS if dataset in (None, on)
+    }
+    return {key: count for key, count in counts.items() if count}
 
 
 def matching(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pirl_plugin.published.attribution import CONFLICTS
-from pirl_plugin.published.results import Published, matching, related, rows
+from pirl_plugin.published.results import Published, matching, related, results
 from pirl_plugin.records import Record
 from pirl_plugin.text import aligned
 
@@ -56,11 +56,7 @@ def listed(
         metric: only this one.
         protocol: only numbers under this one of our protocols.
     """
-    chosen = [
-        row
-        for row in rows(benchmark, dataset, method)
-        if row.is_result and metric in (None, row.metric) and protocol in (None, row.protocol)
-    ]
+    chosen = results(benchmark, dataset, method, metric, protocol)
     protocols = sorted({row.protocol for row in chosen if row.protocol})
     parts = []
     for name in [*protocols, None]:
