@@ -72,10 +72,14 @@ def test_two_steps_from_the_yaml(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["swav_32", "deepcluster_v2_32"])
 def test_the_loss_falls(method: str) -> None:
-    settings = ["dataset.num_images=8"] + (["loss.freeze_epochs=0"] if method == "swav_32" else [])
+    """The same 8 images in each of 40 steps, with crops alone: with colours it is mostly noise."""
+    off = [f"transform.{name}_probability=0.0" for name in ("jitter", "photometric", "grayscale")]
+    settings = ["dataset.num_images=8", "transform.image_scale=[0.7,1.0]", *off]
+    if method == "swav_32":
+        settings += ["loss.freeze_epochs=0", "loss.queue=null", "loss.queue_start_epoch=0"]
     watch = Watch()
-    run(small(method, *settings, num_epochs=25, optimizer={"name": "scheduled_sgd", "lr": 0.1}), watch)
-    assert sum(watch.losses[-5:]) < 0.8 * sum(watch.losses[:5])
+    run(small(method, *settings, num_epochs=40, optimizer={"name": "scheduled_sgd", "lr": 0.1}), watch)
+    assert sum(watch.losses[-10:]) < 0.8 * sum(watch.losses[:10])
 
 
 @pytest.mark.parametrize("method", ["swav_32", "deepcluster_v2_32"])
