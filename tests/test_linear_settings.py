@@ -44,6 +44,23 @@ def test_a_grid_is_every_pair_and_a_change():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({}, "protocol=small"),
+        ({"protocol": "goyal19_cached"}, "one lr and one weight_decay, which leave nothing to choose"),
+        ({"protocol": "paper", "lr": [0.1]}, "one lr and one weight_decay, which leave nothing to choose"),
+    ],
+)
+def test_what_to_choose_with_is_refused_where_nothing_is_chosen(arguments, why):
+    with pytest.raises(ConfigError) as caught:
+        Linear(**arguments, held_out=0.2, refit=False)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{name}: has no effect with {why}: leave it out." for name in ("held_out", "refit")
+    ]
+    Linear(protocol="paper", lr=[0.1, 0.01], held_out=0.2, refit=False)
+
+
+@pytest.mark.parametrize(
     ("arguments", "classes", "epochs", "changes"),
     [
         ({}, 1000, 28, {}),

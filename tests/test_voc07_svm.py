@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 from svm_pictures import Pictures, context
 
-from pirl_plugin.benchmarks import VOC07SVM, run_benchmark
+from pirl_plugin.benchmarks import VOC07SVM, VOC07LowShotSVM, run_benchmark
 from pirl_plugin.benchmarks.svm.data import multi_labels, normalized
 from pirl_plugin.benchmarks.svm.grid import COSTS
 from pirl_plugin.data.squashed_view import SquashedView
@@ -228,6 +228,17 @@ def test_the_published_settings_have_the_published_name(protocol):
 )
 def test_what_differs_gets_a_star_and_is_named(settings, changes, expected):
     assert protocol_of(VOC07SVM(layers=["res5"], **settings), **changes) == ("vissl*", expected)
+
+
+@pytest.mark.parametrize("benchmark", [VOC07SVM, VOC07LowShotSVM])
+def test_settings_of_the_other_solver_are_refused(benchmark):
+    with pytest.raises(ConfigError) as error:
+        benchmark(max_iter=100, num_jobs=2)
+    assert [str(problem) for problem in error.value.problems] == [
+        f"{name}: has no effect with solver=newton: leave it out, or set solver=liblinear."
+        for name in ("max_iter", "num_jobs")
+    ]
+    benchmark(max_iter=100, num_jobs=2, solver="liblinear")
 
 
 def test_wrong_settings_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval, Len
@@ -42,6 +42,7 @@ Part = Annotated[float, Interval(gt=0, lt=1)]
 
 SMALL = "small"
 BEST = "best_on_test"
+_HELD_OUT = 0.1
 _L2 = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 
 
@@ -106,7 +107,7 @@ class Linear(Benchmark):
         weight_decay: NonNegativeFloat | Annotated[list[NonNegativeFloat], Len(1)] | None = None,
         momentum: Annotated[float, Interval(ge=0, lt=1)] | None = None,
         num_drops: NonNegativeInt | None = None,
-        held_out: Part = 0.1,
+        held_out: Part = _HELD_OUT,
         refit: bool = True,
     ) -> None:
         self.protocol, self.l2 = protocol, l2
@@ -121,7 +122,8 @@ class Linear(Benchmark):
             "num_drops": num_drops,
         }
         published = PROTOCOLS.get(protocol)
-        _refuse(protocol, published, given, l2)
+        choosing = {"held_out": held_out != _HELD_OUT, "refit": not refit}
+        _refuse(protocol, published, given, l2, choosing)
         self.layers = sorted(set(layers or (published.layers if published else ("res5",))), key=LAYERS.index)
         self.pooling = pooling or (published.pooling if published else "avg")
         self.changes: Changes = {}
@@ -224,15 +226,21 @@ def _listed(value: float | Sequence[float] | None) -> list[float] | None:
     return [value] if isinstance(value, (int, float)) else list(dict.fromkeys(value))
 
 
-def _refuse(protocol: str, published: Protocol | None, given: dict[str, Any], l2: Sequence[float]) -> None:
+def _refuse(
+    protocol: str,
+    published: Protocol | None,
+    given: Mapping[str, Any],
+    l2: Sequence[float],
+    choosing: Mapping[str, bool],
+) -> None:
     """Settings that would have no effect, and ones that cannot be.
 
     Raises:
         ConfigError: all of them.
     """
-    problems = []
+    problems = _nothing_to_choose(protocol, published, given, choosing)
     if published is None:
-        problems = [
+        problems += [
             Problem(name, f"has no effect with protocol={protocol}, which is fitted to convergence: leave it out.")
             for name, value in given.items()
             if value is not None
@@ -254,3 +262,13 @@ def _refuse(protocol: str, published: Protocol | None, given: dict[str, Any], l2
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _nothing_to_choose(
+    protocol: str, published: Protocol | None, given: Mapping[str, Any], choosing: Mapping[str, bool]
+) -> list[Problem]:
+    """Settings of the choice between the points of a grid, where there is no such choice."""
+    if published is not None and any(len(_listed(given[name]) or [0]) > 1 for name in ("lr", "weight_decay")):
+        return []
+    why = f"protocol={protocol}" if published is None else "one lr and one weight_decay, which leave nothing to choose"
+    return [Problem(name, f"has no effect with {why}: leave it out.") for name, is_set in choosing.items() if is_set]

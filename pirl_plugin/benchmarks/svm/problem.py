@@ -9,11 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pirl_plugin import schema
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # as ``BenchmarkContext.progress``
 SolverName = Literal["newton", "liblinear"]
+MAX_ITER = 2000  # of the published protocols
 
 CLASS_WEIGHT = {1: 2, -1: 1}  # of positives and negatives, in the published protocols
 
@@ -77,10 +80,25 @@ class SVMSettings:
     """
 
     solver: SolverName = "newton"
-    max_iter: int = 2000
+    max_iter: int = MAX_ITER
     seed: int = 0
     num_jobs: int | None = None
     device: str = "cpu"
+
+
+def refuse_without_effect(solver: SolverName, max_iter: int, num_jobs: int | None) -> None:
+    """Raises for settings of liblinear where it does not solve.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    given = {"max_iter": max_iter != MAX_ITER, "num_jobs": num_jobs is not None}
+    without = [name for name, is_given in given.items() if is_given and solver != "liblinear"]
+    if without:
+        raise schema.ConfigError(
+            schema.Problem(name, f"has no effect with solver={solver}: leave it out, or set solver=liblinear.")
+            for name in without
+        )
 
 
 def triangular(x: Floats) -> tuple[Floats, Floats]:

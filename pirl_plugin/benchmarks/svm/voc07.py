@@ -16,7 +16,14 @@ from pirl_plugin.benchmarks.changes import Changes, changed_views, changes, note
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.svm.data import SVMData, percent, squashed_view
 from pirl_plugin.benchmarks.svm.grid import COSTS, choose_costs, cross_validate, solve
-from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
+from pirl_plugin.benchmarks.svm.problem import (
+    MAX_ITER,
+    Floats,
+    Problem,
+    SolverName,
+    SVMSettings,
+    refuse_without_effect,
+)
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
@@ -24,7 +31,7 @@ from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
 Layer = Literal["conv1", "res2", "res3", "res4", "res5"]
 
 METRICS: dict[str, Rule] = {"mAP": "interpolated", "mAP_11point": "eleven_point"}
-_FOLDS, _MAX_ITER = 3, 2000
+_FOLDS = 3
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +94,14 @@ class VOC07SVM(Benchmark):
         pooling: Literal["avg", "grid"] | None = None,
         folds: Annotated[int, Ge(2)] = _FOLDS,
         solver: SolverName = "newton",
-        max_iter: PositiveInt = _MAX_ITER,
+        max_iter: PositiveInt = MAX_ITER,
         num_jobs: PositiveInt | None = None,
     ) -> None:
         self.protocol, self.published = protocol, PROTOCOLS[protocol]
         self.layers = sorted(set(layers or self.published.layers), key=LAYERS.index)
         self.costs = tuple(map(float, costs)) if costs else self.published.costs
         self.pooling = pooling or self.published.pooling
+        refuse_without_effect(solver, max_iter, num_jobs)
         self.folds, self.max_iter, self.solver, self.num_jobs = folds, max_iter, solver, num_jobs
 
     def evaluation_view(self, image_size: int) -> dict[str, Any]:
@@ -154,7 +162,7 @@ class VOC07SVM(Benchmark):
             "costs": (self.published.costs, self.costs),
             "pooling": (self.published.pooling, self.pooling),
             "folds": (_FOLDS, self.folds),
-            "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
+            "max_iter": (MAX_ITER, self.max_iter),
         }
         return changes(settings) | changed_views(context, self.evaluation_view(context.image_size))
 

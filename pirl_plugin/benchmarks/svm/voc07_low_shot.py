@@ -16,13 +16,20 @@ from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.svm.data import SVMData, percent, squashed_view
 from pirl_plugin.benchmarks.svm.grid import COSTS, cross_validate, nearest_to_one, solve
 from pirl_plugin.benchmarks.svm.low_shot_samples import Negatives, draw_low_shot, sample_generator
-from pirl_plugin.benchmarks.svm.problem import Floats, Problem, SolverName, SVMSettings
+from pirl_plugin.benchmarks.svm.problem import (
+    MAX_ITER,
+    Floats,
+    Problem,
+    SolverName,
+    SVMSettings,
+    refuse_without_effect,
+)
 from pirl_plugin.benchmarks.svm.voc07 import METRICS, Layer
 from pirl_plugin.models.trunks import LAYERS
 from pirl_plugin.registry import register_benchmark
 from pirl_plugin.schema import PositiveFloat, PositiveInt, checked
 
-_K, _SAMPLES, _FOLDS, _MAX_ITER = (1, 2, 4, 8, 16, 32, 64, 96), 5, 3, 2000
+_K, _SAMPLES, _FOLDS = (1, 2, 4, 8, 16, 32, 64, 96), 5, 3
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +103,14 @@ class VOC07LowShotSVM(Benchmark):
         negatives: Negatives = "uniform",
         folds: Annotated[int, Ge(2)] = _FOLDS,
         solver: SolverName = "newton",
-        max_iter: PositiveInt = _MAX_ITER,
+        max_iter: PositiveInt = MAX_ITER,
         num_jobs: PositiveInt | None = None,
     ) -> None:
         self.layers = sorted(set(layers), key=LAYERS.index)
         self.protocol, self.pooling, self.negatives = protocol, pooling, negatives
         self.k, self.num_samples = sorted(set(k)), num_samples
         self.costs = tuple(map(float, costs)) if costs else COSTS["vissl"]
+        refuse_without_effect(solver, max_iter, num_jobs)
         self.folds, self.max_iter, self.solver, self.num_jobs = folds, max_iter, solver, num_jobs
 
     def evaluation_view(self, image_size: int) -> dict[str, Any]:
@@ -224,7 +232,7 @@ class VOC07LowShotSVM(Benchmark):
             "pooling": ("grid", self.pooling),
             "negatives": ("uniform", self.negatives),
             "folds": (_FOLDS, self.folds if self.protocol == "held_out" else _FOLDS),
-            "max_iter": (_MAX_ITER, self.max_iter if self.solver == "liblinear" else _MAX_ITER),
+            "max_iter": (MAX_ITER, self.max_iter),
         }
         return changes(settings) | changed_views(context, self.evaluation_view(context.image_size))
 
