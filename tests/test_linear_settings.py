@@ -194,3 +194,11 @@ def test_splits_that_do_not_fit_are_refused():
     bare.labels = None
     with pytest.raises(ValueError, match="train split has no class labels"):
         Targets.of(context(bare, bare))
+
+
+def test_the_cached_protocol_differs_from_the_paper_in_what_its_words_say():
+    paper, cached = (dataclasses.asdict(PROTOCOLS[name]) for name in ("paper", "goyal19_cached"))
+    different = {name: cached[name] for name in paper if cached[name] != paper[name] and name != "unstated"}
+    assert different == {"layers": ("res5",), "nesterov": True, "epochs": {"any": 28}, "cached": True}
+    for words in ("res5 of unaugmented images", "Nesterov's momentum", "28 epochs for any"):
+        assert words in str(Linear.__doc__)

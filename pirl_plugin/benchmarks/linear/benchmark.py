@@ -62,7 +62,8 @@ class Linear(Benchmark):
       batch norm and a linear layer, SGD on augmented views for 28 (ImageNet), 14 (Places205) or 84 (iNaturalist 2018)
       epochs. They differ in momentum, weight decay, drops of the learning rate, batch norm and colours.
     * ``moco``, ``swav``: res5, globally pooled, one linear layer, 100 epochs of ImageNet.
-    * ``goyal19_cached``: the numbers of ``paper`` on features of unaugmented images; comparable with nothing published.
+    * ``goyal19_cached``: res5 of unaugmented images, extracted once; learning rate, weight decay and drops are those of
+      ``paper``, but with Nesterov's momentum and 28 epochs for any data set. Comparable with nothing published.
 
     All layers, and all points of a grid, are trained in one pass, with one forward pass of the trunk a batch; what is
     reported is the state after the last epoch. Batch statistics are of the whole batch, on any number of processes. A
