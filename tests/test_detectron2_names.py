@@ -7,13 +7,8 @@ import torch
 from torchvision.models import resnet
 
 from pirl_plugin.models.trunks import ResNetTrunk
-from pirl_plugin.weights.detectron2_names import (
-    Layout,
-    detectron2_name,
-    from_detectron2,
-    to_detectron2,
-    torchvision_name,
-)
+from pirl_plugin.weights import find_trunk
+from pirl_plugin.weights.detectron2_names import Layout, detectron2_name, to_detectron2
 
 # written down by hand from detectron2's ResNet: torchvision's name, plain, in a C4 detector
 PAIRS = [
@@ -36,7 +31,6 @@ PAIRS = [
 def test_names_by_hand(torchvision: str, plain: str, c4: str) -> None:
     assert detectron2_name(torchvision) == plain
     assert detectron2_name(torchvision, "c4") == c4
-    assert torchvision_name(plain) == torchvision_name(c4) == torchvision
 
 
 @pytest.mark.parametrize(
@@ -56,30 +50,31 @@ def test_what_is_no_trunks_entry_under_torchvisions_names(name: str) -> None:
     assert detectron2_name(name) is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("linear.weight", "res6.0.conv1.weight", "stem.conv2.weight", "stem.shortcut.weight", "res5.norm.weight"),
-        *("proposal_generator.rpn_head.conv.weight", "backbone.fpn_lateral2.weight", "res2.0.conv1.bias"),
-    ],
-)
-def test_what_is_no_trunks_entry_under_detectron2s_names(name: str) -> None:
-    assert torchvision_name(name) is None
-
-
-def test_the_prefix_of_a_feature_pyramids_backbone_is_known() -> None:
-    assert torchvision_name("backbone.bottom_up.res5.2.conv3.norm.bias") == "layer4.2.bn3.bias"
-
-
 @pytest.mark.parametrize("layout", ["plain", "c4"])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_there_and_back_is_exact(depth: int, layout: Layout) -> None:
     state = ResNetTrunk(depth=depth).state_dict()  # type: ignore[arg-type]
     there = to_detectron2(state, layout)
     assert len(there) == len(state)
-    back = from_detectron2(there)
-    assert list(back) == list(state)
-    assert all(back[name] is state[name] for name in state)
+    back = find_trunk({"model": there}).state
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_detector_s_other_parts_are_left_out() -> None:
+    state = ResNetTrunk(width=0.125).state_dict()
+    others = ["proposal_generator.rpn_head.conv.weight", "roi_heads.box_predictor.cls_score.weight", "linear.weight"]
+    found = find_trunk({**to_detectron2(state, "c4"), **{name: torch.zeros(1) for name in others}})
+    assert found.state.keys() == state.keys()
+    assert sorted(found.dropped) == sorted(others)
+
+
+def test_the_prefix_of_a_feature_pyramids_backbone_is_known() -> None:
+    state = ResNetTrunk(width=0.125).state_dict()
+    there = {f"backbone.bottom_up.{name}": value for name, value in to_detectron2(state).items()}
+    found = find_trunk({"model": {**there, "backbone.fpn_lateral2.weight": torch.zeros(1)}})
+    assert found.state.keys() == state.keys()
+    assert found.dropped == ["backbone.fpn_lateral2.weight"]
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
@@ -97,11 +92,5 @@ def test_a_classifier_is_refused_and_named() -> None:
 
 
 def test_a_long_list_of_strangers_is_cut() -> None:
-    with pytest.raises(ValueError, match=r"detectron2's names: x0, x1, x2, x3 and 2 more"):
-        from_detectron2({f"x{i}": torch.zeros(1) for i in range(6)})
-
-
-def test_a_stage_that_is_there_twice_is_refused() -> None:
-    twice = {"backbone.res5.0.conv1.weight": torch.zeros(1), "roi_heads.res5.0.conv1.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match="2 entries have only 1 names"):
-        from_detectron2(twice)
+    with pytest.raises(ValueError, match=r"torchvision's names: x0, x1, x2, x3 and 2 more"):
+        to_detectron2({f"x{i}": torch.zeros(1) for i in range(6)})

@@ -223,7 +223,7 @@ def test_the_trunk_is_found(layout):
     assert (found.format, found.prefix, len(found.dropped)) == (name, prefix, dropped)
     assert found.state.keys() == BASIC.keys()
     assert all(torch.equal(found.state[key], BASIC[key]) for key in BASIC), "not another network of the file"
-    assert files.load_trunk(ResNetTrunk(18, width=0.0625), found.state).unexpected == []
+    assert files.load_trunk(ResNetTrunk(18, width=0.0625), found.state).missing == []
 
 
 @pytest.mark.parametrize("layout", ["MoCo", "lightly", "detectron2", "detectron2, detector", "VISSL"])

@@ -97,11 +97,6 @@ def plan(sweep: Sweep, load: Load) -> list[Run]:
     return list(runs.values())
 
 
-def dependants(runs: Sequence[Run], run_id: str) -> list[Run]:
-    """The runs that need this one."""
-    return [run for run in runs if run.needs == run_id]
-
-
 def identity(config: Mapping[str, Any]) -> str:
     """Hash of what determines a run's result, 12 hexadecimal digits."""
     deciding = {key: value for key, value in config.items() if key not in FREE_KEYS}

@@ -1,4 +1,4 @@
-"""A ResNet trunk's entries under torchvision's names and under detectron2's: names alone, tensors stay as they are.
+"""A ResNet trunk's entries under detectron2's names: names alone, tensors stay as they are. ``formats`` reads them.
 
 detectron2 writes its stem, ``res2`` .. ``res5`` and shortcuts for torchvision's ``conv1``, ``layer1`` .. ``layer4`` and
 downsampling, and keeps each batch norm inside the convolution before it. Where a stage stands depends on the detector:
@@ -10,7 +10,7 @@ downsampling, and keeps each batch norm inside the convolution before it. Where 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -22,11 +22,6 @@ _TORCHVISION = re.compile(
     rf"(?:layer(?P<layer>[1-4])\.(?P<block>\d+)\.)?"
     rf"(?:conv(?P<conv>[1-3])\.weight|bn(?P<bn>[1-3])\.(?P<norm>{_NORM})"
     rf"|downsample\.0\.(?P<shortcut>weight)|downsample\.1\.(?P<shortcut_norm>{_NORM}))"
-)
-_PREFIX = r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?"
-_DETECTRON2 = re.compile(
-    rf"{_PREFIX}(?:stem|res(?P<res>[2-5])\.(?P<block>\d+))\."
-    rf"(?P<what>conv[1-3]|shortcut)\.(?:(?P<weight>weight)|norm\.(?P<norm>{_NORM}))"
 )
 
 
@@ -50,22 +45,6 @@ def detectron2_name(name: str, layout: Layout = "plain") -> str | None:
     return f"{prefix}{stage}.{what}"
 
 
-def torchvision_name(name: str) -> str | None:
-    """What torchvision calls an entry that is ``name`` in detectron2; None if that is no entry of a ResNet trunk.
-
-    Names of either layout are known, and those of a feature pyramid's backbone (``backbone.bottom_up.``).
-    """
-    found = _DETECTRON2.fullmatch(name)
-    if found is None or (found["res"] is None and found["what"] != "conv1"):
-        return None
-    if found["what"] == "shortcut":
-        what = "downsample.0.weight" if found["weight"] else f"downsample.1.{found['norm']}"
-    else:
-        number = found["what"][-1]
-        what = f"conv{number}.weight" if found["weight"] else f"bn{number}.{found['norm']}"
-    return what if found["res"] is None else f"layer{int(found['res']) - 1}.{found['block']}.{what}"
-
-
 def to_detectron2(state: Mapping[str, Tensor], layout: Layout = "plain") -> dict[str, Tensor]:
     """A trunk's state dict under detectron2's names, the tensors themselves, in the same order.
 
@@ -76,29 +55,13 @@ def to_detectron2(state: Mapping[str, Tensor], layout: Layout = "plain") -> dict
     Raises:
         ValueError: an entry that no ResNet trunk has.
     """
-    return _renamed(state, {name: detectron2_name(name, layout) for name in state}, "torchvision's")
-
-
-def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``to_detectron2``, for either layout.
-
-    Raises:
-        ValueError: an entry that no ResNet trunk has (a detector's other parts must be taken out before), or two
-            entries of the same name.
-    """
-    return _renamed(state, {name: torchvision_name(name) for name in state}, "detectron2's")
-
-
-def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str | None], whose: str) -> dict[str, Tensor]:
+    names = {name: detectron2_name(name, layout) for name in state}
     unknown = [name for name, new in names.items() if new is None]
     if unknown:
-        raise ValueError(f"no entries of a ResNet trunk under {whose} names: {_some(unknown)}.")
-    found = {str(names[name]): value for name, value in state.items()}
-    if len(found) < len(state):
-        raise ValueError(f"{len(state)} entries have only {len(found)} names: is a stage there twice?")
-    return found
+        raise ValueError(f"no entries of a ResNet trunk under torchvision's names: {_some(unknown)}.")
+    return {str(names[name]): value for name, value in state.items()}
 
 
-def _some(names: Iterable[str], count: int = 4) -> str:
-    listed = list(names)
-    return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")
+def _some(names: Sequence[str], count: int = 4) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

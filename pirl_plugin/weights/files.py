@@ -175,21 +175,21 @@ def _from_metadata(checkpoint: Mapping[str, Any], key: str) -> Any:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of a trunk's entries that were loaded, that the state lacked, and that only the state had."""
+    """Names of a trunk's entries that were loaded, and of the counters that the state lacked."""
 
     matched: list[str]
     missing: list[str]
-    unexpected: list[str]
 
 
-def load_trunk(trunk: nn.Module, state: Mapping[str, Tensor], allow_unexpected: bool = False) -> LoadReport:
+def load_trunk(trunk: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Loads all of a trunk, or nothing.
+
+    An entry that the trunk does not have is an error: every entry of a ResNet-18 is in the state of a ResNet-34, but it
+    would not be that network.
 
     Args:
         trunk: what to load into.
         state: its state dict; ``num_batches_tracked`` may lack, as in files of before torch 0.4.1.
-        allow_unexpected: ignore entries that the trunk does not have. By default they are an error: every entry of a
-            ResNet-18 is in the state of a ResNet-34, but it would not be that network.
 
     Raises:
         ValueError: nothing fits, something lacks or is left over, or a shape differs; names the first few.
@@ -207,14 +207,14 @@ def load_trunk(trunk: nn.Module, state: Mapping[str, Tensor], allow_unexpected: 
         if state[key].shape != own[key].shape
     ]
     problems = [f"missing: {_some(needed)}"] if needed else []
-    problems += [f"not in the trunk: {_some(unexpected)}"] if unexpected and not allow_unexpected else []
+    problems += [f"not in the trunk: {_some(unexpected)}"] if unexpected else []
     problems += [f"other shapes: {_some(shapes)}"] if shapes else []
     if problems:
         raise ValueError(
             f"the weights do not fit the trunk: {'; '.join(problems)}. Is it another depth, width or stem?"
         )
     trunk.load_state_dict({key: state[key] for key in matched}, strict=False)
-    return LoadReport(matched, missing, unexpected)
+    return LoadReport(matched, missing)
 
 
 def _some(names: list[str], count: int = 4) -> str:
