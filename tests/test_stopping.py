@@ -22,13 +22,13 @@ from test_numerics import spoil
 
 from pirl_plugin import distributed, signals
 from pirl_plugin.commands import running, train
-from pirl_plugin.run_lock import NAME, FolderInUseError, locked
 from pirl_plugin.commands.running import INTERRUPTED, PREEMPTED
 from pirl_plugin.commands.train import main
 from pirl_plugin.heartbeat import BETWEEN_EPOCHS, COMPUTING, DATA, HOOKS, LOST, Heartbeat
 from pirl_plugin.hooks.background import BackgroundWriter
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.hooks.metrics import MetricsJsonlHook
+from pirl_plugin.run_lock import NAME, FolderInUseError, locked
 from pirl_plugin.signals import STOPPING, told_to_stop
 from pirl_plugin.sweep import launchers
 from pirl_plugin.sweep.jobs import Job, Preempted, perform

@@ -16,10 +16,10 @@ from pirl_plugin import distributed, published
 from pirl_plugin.benchmarks.runner import dataset_name, problems_of, run_benchmark
 from pirl_plugin.benchmarks.weights_under_test import RANDOM
 from pirl_plugin.commands.parser import Parser
-from pirl_plugin.run_lock import locked
 from pirl_plugin.commands.running import exit_code, log_to
 from pirl_plugin.hooks.checkpoint import checkpoints
 from pirl_plugin.records import Record
+from pirl_plugin.run_lock import locked
 from pirl_plugin.schema import Problem
 from pirl_plugin.sweep.plan import identity
 from pirl_plugin.text import aligned

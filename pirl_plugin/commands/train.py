@@ -18,7 +18,6 @@ from pirl_plugin import config as configs
 from pirl_plugin.atomic import write_text
 from pirl_plugin.commands.parser import Parser
 from pirl_plugin.commands.preflight import refuse_small_disk, refuse_unusable_folder, warn_of_idle_gpu
-from pirl_plugin.run_lock import locked
 from pirl_plugin.commands.running import PREEMPTED, Preempted, exit_code, log_to
 from pirl_plugin.distributed import is_launched_primary, launched_processes, local_rank, process_group
 from pirl_plugin.heartbeat import watched
@@ -27,6 +26,7 @@ from pirl_plugin.hooks.checkpoint_files import newest_usable
 from pirl_plugin.plain_yaml import read_plain_yaml
 from pirl_plugin.records import environment
 from pirl_plugin.registry import completed, working_hooks
+from pirl_plugin.run_lock import locked
 from pirl_plugin.signals import CTRL_C, keep_torchrun_from_restarting, told_to_stop
 from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.tasks.checks import refuse_other_batch_size, refuse_other_dataset
