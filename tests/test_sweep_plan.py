@@ -135,7 +135,9 @@ def test_every_mistake_is_reported_at_once_with_its_run():
 def test_roots_take_the_place_of_their_names():
     found = runs(pretraining=["dataset.root=<photos>"], roots={"photos": "my photos"})
     assert "dataset.root=my photos" in found[0].overrides
-    with pytest.raises(ConfigError, match=r"method pirl: its dataset's folder must be set: roots\.photos=DIR"):
+    with pytest.raises(
+        ConfigError, match=r"roots\.photos: must be set, the folder of a dataset of this sweep: roots\.photos=DIR"
+    ):
         runs(pretraining=["dataset.root=<photos>"], roots={"photos": None})
 
 

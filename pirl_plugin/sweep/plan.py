@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def plan(sweep: Sweep, load: Load) -> list[Run]:
     Raises:
         ConfigError: everything wrong in any run's configuration, each problem with the runs' labels.
     """
+    _refuse_missing_roots(sweep)
     load = _once(load)
     runs: dict[str, Run] = {}
     problems: dict[Problem, None] = {}
@@ -166,17 +168,23 @@ def _of(error: ConfigError, what: str) -> list[Problem]:
     return [Problem(f"{what}: {problem.path}" if problem.path else what, problem.message) for problem in error.problems]
 
 
-def _with_roots(overrides: Sequence[str], roots: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Overrides with the datasets' folders in the place of ``<NAME>``.
+def _refuse_missing_roots(sweep: Sweep) -> None:
+    chosen = [
+        *(sweep.method_settings.get(method, ()) for method in sweep.methods),
+        *(sweep.benchmark_settings.get(benchmark, ()) for benchmark in sweep.benchmarks),
+        *sweep.variants.values(),
+    ]
+    everything = [*sweep.pretraining, *sweep.train, *itertools.chain.from_iterable(chosen)]
+    if sweep.benchmarks:
+        everything += [*sweep.benchmarking, *sweep.measure]
+    missing = {name for override in everything for name in _ROOT.findall(override) if not sweep.roots.get(name)}
+    if missing:
+        text = "must be set, the folder of a dataset of this sweep: roots.{}=DIR."
+        raise ConfigError(Problem(f"roots.{name}", text.format(name)) for name in sorted(missing))
 
-    Raises:
-        ConfigError: a folder that is not known.
-    """
-    unknown = {name for override in overrides for name in _ROOT.findall(override) if not roots.get(name)}
-    if unknown:
-        raise ConfigError(
-            Problem("", f"its dataset's folder must be set: roots.{name}=DIR.") for name in sorted(unknown)
-        )
+
+def _with_roots(overrides: Sequence[str], roots: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Overrides with the datasets' folders in the place of ``<NAME>``."""
     return tuple(_ROOT.sub(lambda match: str(roots[match[1]]), override) for override in overrides)
 
 
