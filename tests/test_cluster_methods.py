@@ -13,6 +13,7 @@ from cluster_methods import of_processes, small
 from ranks import run_ranks
 from small_task import assert_identical, everything
 from test_checkpoint_resume import Killer, Stop
+from tiny_method import Losses
 
 from pirl_plugin.data.loading import SampledViews
 from pirl_plugin.heartbeat import DATA, STARTING
@@ -21,21 +22,16 @@ from pirl_plugin.tasks import SSLPretrainingTask
 from pirl_plugin.weights.files import read_weights
 
 
-class Watch(ClassyHook):
+class Watch(Losses):
     """Losses, what is logged beside them, and what the loss keeps after each step."""
-
-    on_start = on_phase_start = on_phase_end = on_end = ClassyHook._noop
 
     def __init__(self) -> None:
         super().__init__()
-        self.losses: list[float] = []
-        self.statistics: list[dict[str, float]] = []
         self.states: list[dict[str, torch.Tensor]] = []
         self.without_gradient: list[list[str]] = []
 
     def on_step(self, task: Any) -> None:
-        self.losses.append(float(task.last_batch.loss))
-        self.statistics.append({name: float(value) for name, value in task.base_loss.last_statistics.items()})
+        super().on_step(task)
         self.states.append({name: value.clone() for name, value in task.base_loss.state_dict().items()})
         named = [*task.base_model.named_parameters(), *task.base_loss.named_parameters()]
         self.without_gradient.append([name for name, p in named if p.grad is None or not p.grad.any()])

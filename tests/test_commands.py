@@ -248,6 +248,14 @@ def test_nobody_reads_to_the_end(repository_root: Path) -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise BrokenPipeError("the worker is gone")
+
+    assert exit_code(fails) == 1
+    assert capsys.readouterr().err == "error: the worker is gone\n"
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )

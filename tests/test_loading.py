@@ -15,7 +15,7 @@ from PIL import Image
 
 from pirl_plugin.data.collators import ViewCollator
 from pirl_plugin.data.datasets import ImageDataset
-from pirl_plugin.data.loading import GlobalBatchSampler, SampledViews, default_workers, evaluation_loader
+from pirl_plugin.data.loading import GlobalBatchSampler, SampledViews, evaluation_loader, number_of_workers
 from pirl_plugin.data.reading import UnreadableImageError
 
 
@@ -253,5 +253,7 @@ def test_workers_beside_a_gpu(cores: int, processes: str | None, workers: int, m
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if processes is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert default_workers(use_gpu=True) == workers
-    assert default_workers(use_gpu=False) == 0
+    assert number_of_workers(None, use_gpu=True) == workers
+    assert number_of_workers(None, use_gpu=False) == 0
+    assert number_of_workers(0, use_gpu=True) == 0
+    assert number_of_workers(3, use_gpu=False) == 3

@@ -34,8 +34,8 @@ TINY = [
 ]
 
 
-class Watch(ClassyHook):
-    """Losses and statistics of all steps, and the parameters that have had a gradient."""
+class Losses(ClassyHook):
+    """Each step's loss, and what is logged beside it."""
 
     on_start = on_phase_start = on_phase_end = on_end = ClassyHook._noop
 
@@ -43,12 +43,22 @@ class Watch(ClassyHook):
         super().__init__()
         self.losses: list[float] = []
         self.statistics: list[dict[str, float]] = []
-        self.moved: set[str] = set()
 
     def on_step(self, task: SSLPretrainingTask) -> None:
         self.losses.append(float(task.last_batch.loss))
         statistics = getattr(task.base_loss, "last_statistics", {})
         self.statistics.append({name: float(value) for name, value in statistics.items()})
+
+
+class Watch(Losses):
+    """Losses and statistics of all steps, and the parameters that have had a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: set[str] = set()
+
+    def on_step(self, task: SSLPretrainingTask) -> None:
+        super().on_step(task)
         self.moved |= {name for name, p in trained(task).items() if p.grad is not None and p.grad.any()}
 
 

@@ -16,7 +16,7 @@ from pirl_plugin import distributed, records
 from pirl_plugin.atomic import write_text
 from pirl_plugin.benchmarks.context import Benchmark, BenchmarkContext, Result
 from pirl_plugin.benchmarks.weights_under_test import RANDOM, Weights, frozen_networks, read_trunk
-from pirl_plugin.data.loading import default_workers
+from pirl_plugin.data.loading import number_of_workers
 from pirl_plugin.records import Record
 from pirl_plugin.registry import REGISTRIES, build, check, lookup
 from pirl_plugin.schema import ConfigError, Problem, did_you_mean
@@ -209,16 +209,12 @@ def _context(
         weights_sha256=weights.sha256,
         device=device,
         batch_size=config["batch_size"],
-        num_workers=_num_workers(config["num_workers"], device),
+        num_workers=number_of_workers(config["num_workers"], device.type == "cuda"),
         seed=config["seed"],
         precision=config["precision"],
         run_dir=run_dir,
         cache_dir=Path(config["cache_dir"]) if config["cache_dir"] else beside,
     )
-
-
-def _num_workers(asked: int | None, device: torch.device) -> int:
-    return default_workers(device.type == "cuda") if asked is None else asked
 
 
 def _splits(config: dict[str, Any]) -> tuple[str, str]:

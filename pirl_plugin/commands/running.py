@@ -44,9 +44,6 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     except KeyboardInterrupt as error:
         _say_once(f"interrupted{error}")
         return INTERRUPTED
-    except BrokenPipeError:
-        if not _nobody_reads():
-            raise
     except Preempted as error:
         _say_once(f"stopped by {error}")
         return PREEMPTED
@@ -59,6 +56,8 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
             print(f"  {problem}", file=sys.stderr)
         return USAGE
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return OK
         if debug:
             raise
         logging.getLogger("pirl_plugin").debug("Traceback:", exc_info=True)

@@ -30,11 +30,13 @@ _Key = tuple[int, int]
 _Sample = tuple[int, Views, int]
 
 
-def default_workers(use_gpu: bool) -> int:
-    """Worker processes where nobody says how many: beside a GPU, the process's share of the cores but one, at most 16.
+def number_of_workers(asked: int | None, use_gpu: bool) -> int:
+    """Worker processes: as asked, else beside a GPU the process's share of the cores but one, at most 16.
 
     None on a CPU, where the training itself needs the cores.
     """
+    if asked is not None:
+        return asked
     if not use_gpu:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -187,7 +187,7 @@ def refuse_wrong_bfloat16_gradients(trunk: ResNetTrunk, views: SampledViews) -> 
 
 def warn_of_repeated_images(num_images: int, global_batch_size: int) -> None:
     """Says so where one optimiser step takes more images than there are."""
-    if global_batch_size > num_images:
+    if global_batch_size > num_images and distributed.is_primary():
         log.warning(
             "A step takes %d images, all processes together, of a dataset of %d: it repeats them. Lower batch_size.",
             global_batch_size,

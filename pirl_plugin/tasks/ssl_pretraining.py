@@ -17,7 +17,7 @@ from classy_vision.tasks.classification_task import BatchNormSyncMode, LastBatch
 from torch import Tensor
 
 from pirl_plugin import distributed
-from pirl_plugin.data.loading import SampledViews, default_workers
+from pirl_plugin.data.loading import SampledViews, number_of_workers
 from pirl_plugin.functional.pending_colours import coloured, view_of
 from pirl_plugin.heartbeat import COMPUTING, DATA, HOOKS
 from pirl_plugin.hooks.random_state import seed_everything
@@ -130,7 +130,7 @@ class SSLPretrainingTask(Configurable, GuardedTask):
             build("collator", collator),
             batch_size,
             seed=seed,
-            num_workers=default_workers(use_gpu) if num_workers is None else num_workers,
+            num_workers=number_of_workers(num_workers, use_gpu),
             accumulate_steps=accumulate_steps,
             with_programs=True,
         )
